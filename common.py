@@ -1,0 +1,464 @@
+"""Data in, files out: the only module that the scripts share.
+
+Everything before a batch (finding, decoding, resizing, normalising, order) and everything after a step (log, grids,
+GIF, checkpoint files) is here. What could change the weights that given batches lead to is in the scripts.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image, ImageOps
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+import faces
+
+FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
+GRID = 64  # images in real.png and in samples/*.png
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CACHE_FORMAT = 1  # raise it when decode() changes
+NOT_FROM_CHECKPOINT = {"out", "cache", "device", "resume", "checkpoint", "sample", "sample_mode"}
+
+
+def fail(message: str, code: int = 2):
+    """End the process with one sentence on stderr: code 2 for bad usage or input, 1 for what went wrong later."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def between(low, high=math.inf):
+    """An argparse type: a number of low's type in [low, high]."""
+    allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+
+    def number(text: str):
+        value = type(low)(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return number
+
+
+def image_size(text: str) -> int:
+    """An argparse type: 4, 5, 6 or 7 times a power of two, so that halving ends at a map of that width."""
+    valid = [base << level for level in range(2, 9) for base in (4, 5, 6, 7)]
+    if int(text) not in valid:
+        a, b = sorted(sorted(valid, key=lambda size: abs(size - int(text)))[:2])
+        raise argparse.ArgumentTypeError(f"{text} is not 4 to 7 times a power of two; the nearest are {a} and {b}")
+    return int(text)
+
+
+def add_data_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("data")
+    group.add_argument("--path", help="folder of images, any depth; without it: built-in faces and the preset")
+    group.add_argument("--size", type=image_size, default=64, help="width and height of the images in pixels")
+    group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
+    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror at random")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts"
+    group.add_argument("--cache", default=str(cache), help="folder for the decoded images")
+
+
+def add_output_flags(parser: argparse.ArgumentParser, script: str):
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", default=f"runs/{Path(script).stem}", help="folder of the run")
+    group.add_argument("--log-every", type=between(1), default=50, help="steps between rows of log.csv")
+    group.add_argument("--save-every", type=between(1), default=500, help="steps between checkpoints, with a grid each")
+    group.add_argument("--keep", type=between(0), default=3, help="numbered checkpoints to keep beside last.pt")
+    group.add_argument("--resume", action="store_true", help="go on from --checkpoint; flags not given come from it")
+    group.add_argument("--sample", type=between(1), metavar="N", help="write N images to OUT/generated and leave")
+    group.add_argument("--sample-mode", choices=("eval", "batch"), default="eval", help="statistics of BatchNorm")
+    group.add_argument("--checkpoint", help="file for --resume and --sample (default: OUT/last.pt)")
+
+
+def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]) -> argparse.Namespace:
+    """Flags by hand, else the checkpoint's (--resume, --sample), else the preset's (no --path), else the defaults."""
+    args, absent = parser.parse_args(argv), object()
+    by_hand = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
+    given = {name for name, value in by_hand.items() if value is not absent}
+    args.script, args.preset, out = Path(script).stem, False, Path(args.out)
+    if args.resume or args.sample:
+        args.checkpoint = args.checkpoint or str(out / "last.pt")
+        saved = read_checkpoint(args.checkpoint, args.script)["args"]
+        for name in sorted(saved.keys() & vars(args).keys() - NOT_FROM_CHECKPOINT):
+            if name not in given:
+                setattr(args, name, saved[name])
+            elif name in architecture and getattr(args, name) != saved[name]:
+                flag, there = f"--{name.replace('_', '-')}", f"{args.checkpoint} has {saved[name]}"
+                parser.error(f"{flag} {getattr(args, name)} is not possible, {there}: leave it out or start a new run")
+    elif args.checkpoint:
+        parser.error("--checkpoint needs --resume or --sample")
+    elif args.path is None:
+        args.preset = True
+        vars(args).update({name: value for name, value in preset.items() if name not in given})
+    goes_on = args.resume and out.resolve() in Path(args.checkpoint).resolve().parents
+    if not (goes_on or args.sample) and ((out / "last.pt").exists() or (out / "log.csv").exists()):
+        parser.error(f"{out} already holds a run: go on with it by --resume, or name another folder by --out")
+    return args
+
+
+# --- images in -----------------------------------------------------------------------------------------------------
+
+
+def find_images(folder: str) -> list[str]:
+    """Image files below `folder`, as sorted relative names; hidden ones are left out, loops of links survived."""
+    names, seen = [], {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        folders[:] = [name for name in folders if name[0] != "." and real[name] not in seen]
+        seen.update(real.values())
+        found = [name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES)]
+        names += [os.path.relpath(os.path.join(root, name), folder) for name in found]
+    return sorted(names)
+
+
+def pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """A square image -> (C, S, S) uint8."""
+    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return array.reshape(*array.shape[:2], channels).transpose(2, 0, 1)
+
+
+def decode(file: Path, size: int, channels: int) -> np.ndarray:
+    """An image file -> (C, S, S) uint8: upright, alpha on white, cropped to the central square, then resized."""
+    if not file.is_file():
+        raise OSError("not a regular file")
+    with Image.open(file) as image:
+        image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return pixels(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS), channels)
+
+
+def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
+    """The images of --path, or the built-in faces: uint8 (N, C, S, S), memory-mapped from the cache, and their names.
+
+    The cache's key is the list of files with their sizes and times; a folder has one cache per size of image. It is
+    written to a temporary folder and renamed, so that no other process sees half of it. Files that cannot be read are
+    counted and named at every start.
+    """
+    if args.path is None:
+        where, source, names = "the built-in data", "faces", [str(i) for i in range(FACES)]
+        content = Path(faces.__file__).read_text(encoding="utf-8")
+
+        def make(name: str) -> np.ndarray:
+            return pixels(faces.paint(0, int(name), args.size)[0], args.channels)
+
+    else:
+        where, source, folder = f"--path {args.path}", os.path.realpath(args.path), Path(args.path)
+        if not folder.is_dir():
+            fail(f"{where} is not a folder" if folder.exists() else f"{where} does not exist")
+        names = find_images(args.path)
+        if not names:
+            fail(f"{where} holds no image: looked for {' '.join(SUFFIXES)} in it and in all its sub-folders")
+        stats = [os.stat(folder / name) if (folder / name).exists() else None for name in names]
+        content = repr([(name, s and (s.st_size, s.st_mtime_ns)) for name, s in zip(names, stats, strict=True)])
+
+        def make(name: str) -> np.ndarray:
+            return decode(folder / name, args.size, args.channels)
+
+    key, slot = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (content, source))
+    slot = f"{slot}-{args.size}-{args.channels}-"
+    final = Path(args.cache) / f"{slot}{key}-{CACHE_FORMAT}"
+    while int(os.environ.get("LOCAL_RANK", 0)) and not final.exists():  # the first process of each machine decodes
+        time.sleep(0.1)
+    if not final.exists():
+        try:
+            build_cache(final, slot, names, make)
+        except OSError as error:
+            fail(f"cannot write to the cache {args.cache} ({error.strerror}): make room or name another by --cache", 1)
+    good, bad = json.loads((final / "index.json").read_text())
+    if bad and int(os.environ.get("RANK", 0)) == 0:
+        some = ", ".join(f"{name!r} ({why})" for name, why in list(bad.items())[:20]) + ", ..." * (len(bad) > 20)
+        print(f"skipped {len(bad)} of {len(names)} files that cannot be read: {some}", file=sys.stderr)
+    if len(good) < args.batch:
+        fail(f"{where} has {len(good)} images, fewer than a batch of {args.batch}: add images or lower --batch")
+    shape = (len(good), args.channels, args.size, args.size)
+    return np.memmap(final / "images.u8", np.uint8, "c", shape=shape), good
+
+
+def build_cache(final: Path, slot: str, names: list[str], make):
+    """Decode all images in parallel into final/images.u8, in constant memory; remove older caches of the folder."""
+
+    def attempt(name: str) -> np.ndarray | str:
+        try:
+            return make(name)
+        except Exception as error:  # decoders raise anything at hostile files; they are named with the reason
+            return str(error) if type(error) is OSError else type(error).__name__
+
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{slot}tmp-", dir=final.parent))
+    good, bad = [], {}
+    try:
+        with open(temporary / "images.u8", "wb") as file, ThreadPool() as pool:
+            for start in tqdm(range(0, len(names), 512), desc="decoding", unit_scale=512, unit="img"):
+                chunk = names[start : start + 512]
+                for name, image in zip(chunk, pool.map(attempt, chunk), strict=True):
+                    if isinstance(image, str):
+                        bad[name] = image
+                    else:
+                        good.append(name)
+                        file.write(image.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        if not good:
+            fail(f"none of the {len(names)} image files can be read; the first is {names[0]!r} ({bad[names[0]]})")
+        (temporary / "index.json").write_text(json.dumps([good, bad]))
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.exists():  # else another run that started together with this one was first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in final.parent.glob(f"{slot}*"):
+        if old != final and ("tmp-" not in old.name or time.time() - old.stat().st_mtime > 86400):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+class Batches:
+    """Endless batches (batch / world, C, S, S) in [-1, 1]: a pure function of (seed, position, rank, world).
+
+    An epoch is a permutation of all images, cut into whole batches of --batch; rank r takes images r, r + world, ...
+    """
+
+    def __init__(self, images: np.ndarray, args: argparse.Namespace, rank: int, world: int):
+        self.images, self.device, self.position, self.permutation = torch.from_numpy(images), args.device, 0, (-1, None)
+        self.seed, self.batch, self.flip, self.mine = args.seed, args.batch, args.flip, slice(rank, None, world)
+        if "cuda" in args.device and images.nbytes < 0.4 * torch.cuda.mem_get_info(args.device)[0]:
+            self.images = self.images.to(args.device)
+
+    def state_dict(self) -> dict:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict):
+        self.position = state["position"]
+
+    @property
+    def epoch(self) -> float:
+        return self.position / (len(self.images) // self.batch)
+
+    def __next__(self) -> torch.Tensor:
+        epoch, k = divmod(self.position, len(self.images) // self.batch)
+        if self.permutation[0] != epoch:
+            self.permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+        rows = self.permutation[1][k * self.batch : (k + 1) * self.batch][self.mine]
+        x = self.images[torch.from_numpy(rows).to(self.images.device)]
+        if x.device.type == "cpu" and "cuda" in self.device:
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        x = normalise(x.to(self.device))
+        if self.flip:
+            coins = np.random.default_rng([self.seed, epoch, k]).integers(0, 2, self.batch, dtype=np.uint8)[self.mine]
+            x = torch.where(torch.from_numpy(coins).bool().to(self.device)[:, None, None, None], x.flip(3), x)
+        self.position += 1
+        return x
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def atomic(path: Path, write):
+    """`write(file)` to a temporary file, fsync, rename: at every moment `path` is whole, the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path} ({getattr(error, 'strerror', None) or error}); what was there before is intact", 1)
+
+
+def read_checkpoint(path: str, script: str) -> dict:
+    """A checkpoint file, read without running any code that it might hold (weights_only)."""
+    if not Path(path).is_file():
+        fail(f"there is no checkpoint {path}: name one by --checkpoint, or a run's folder by --out")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["script"] != script:
+            fail(f"{path} is a checkpoint of {saved['script']}.py, not of {script}.py")
+        return {"step": int(saved["step"]), "args": dict(saved["args"]), "state": dict(saved["state"])}
+    except Exception as error:  # whatever the file holds instead, the user needs the same sentence
+        fail(f"{path} is damaged or no checkpoint of this project ({type(error).__name__}): name another file")
+
+
+# --- files out -----------------------------------------------------------------------------------------------------
+
+
+def write_samples(args: argparse.Namespace, generate):
+    """Write --sample images to OUT/generated, 00000.png on; `generate()` returns the next, (n, C, S, S) in [-1, 1]."""
+    folder = Path(args.out) / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    with tqdm(total=args.sample, desc=str(folder), unit="img") as bar:
+        while bar.n < args.sample:
+            for image in generate()[: args.sample - bar.n]:
+                save_image(image.float(), folder / f"{bar.n:05d}.png", normalize=True, value_range=(-1, 1))
+                bar.update()
+
+
+class Run:
+    """The folder of a run and its progress bar. Rank 0 writes; on the other ranks everything here is silent.
+
+    `sample()` returns images (GRID, C, S, S) in [-1, 1], always of the same noise. A resumed run drops what lies in OUT
+    after its checkpoint (rows, frames, events, checkpoints), and a frame that was drawn because a run ended between two
+    grids: log and GIF become those of a run without a break.
+    """
+
+    def __init__(self, args: argparse.Namespace, data: Batches, start: int, sample, rank: int):
+        self.args, self.data, self.start, self.sample, self.rank = args, data, start, sample, rank
+        self.out, self.step, self.saved = Path(args.out), start, start
+        self.stop, self.leaving, self.gif_due = False, False, 0.0
+
+    def __enter__(self):
+        self.handlers = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.rank:
+            return self
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        for folder in ("samples", "checkpoints"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        self.drop_later()
+        settings = {**vars(self.args), "torch": torch.__version__, "images": len(self.data.images)}
+        atomic(self.out / "args.json", lambda file: file.write(json.dumps(settings, indent=2).encode()))
+        rows = torch.from_numpy(np.random.default_rng(self.args.seed).permutation(len(self.data.images))[:GRID])
+        real = normalise(self.data.images[rows.to(self.data.images.device)])
+        save_image(real, self.out / "real.png", normalize=True, value_range=(-1, 1))
+        self.real_distance = torch.pdist(real.flatten(1)).mean().item()
+        self.events = SummaryWriter(self.out, purge_step=self.start + 1 if self.start else None)
+        pause = 0.5 if sys.stderr.isatty() else 30
+        self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=pause)
+        self.clock = time.perf_counter(), self.start
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.rank == 0:
+            self.bar.close()
+            self.events.close()
+            if isinstance(error, OSError):
+                fail(f"cannot write to {self.out} ({error.strerror}): go on with --resume, from step {self.saved}", 1)
+            if self.leaving and self.step < self.args.steps:
+                print(f"stopped and saved at step {self.step}: go on with --resume", file=sys.stderr)
+
+    def on_signal(self, number, frame):
+        """The first Ctrl-C (or SIGTERM) ends the run after the step and saves; a second Ctrl-C ends it at once."""
+        if self.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = True
+
+    def drop_later(self):
+        log = self.out / "log.csv"
+        if log.exists():
+            header, *rows = log.read_text().splitlines(keepends=True)
+            rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.start]
+            atomic(log, lambda file: file.write("".join([header, *rows]).encode()))
+        for file in [*self.out.glob("samples/*.png"), *self.out.glob("checkpoints/*.pt")]:
+            between_grids = file.suffix == ".png" and self.start % self.args.save_every
+            if int(file.stem) > self.start or (int(file.stem) == self.start and between_grids):
+                file.unlink()
+
+    def steps(self):
+        """Yield the steps from `start` to --steps; end early after Ctrl-C."""
+        for step in range(self.start, self.args.steps):
+            self.step = step + 1  # steps done when the caller comes to log()
+            yield step
+            if self.leaving:
+                break
+
+    def log(self, metrics: dict[str, torch.Tensor]):
+        """Count the step; every --log-every steps write the metrics (moved to the CPU only then) and the diversity."""
+        if self.rank:
+            return
+        self.bar.update()
+        if self.step % self.args.log_every:
+            return
+        row = {name: value.item() for name, value in metrics.items()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                self.not_finite(f"{name} is {value}")
+        # mean distance between samples over that between as many reals: 1 is as diverse as the data, 0 is collapsed
+        row["diversity"] = torch.pdist(self.sample().flatten(1).float()).mean().item() / self.real_distance
+        with open(self.out / "log.csv", "a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write(",".join(["step", *row]) + "\n")
+            file.write(",".join([str(self.step), *(f"{value:.9g}" for value in row.values())]) + "\n")
+        now, (then, before) = time.perf_counter(), self.clock
+        self.clock, speed = (now, self.step), (self.step - before) * self.args.batch / (now - then)
+        for name, value in {**row, "images_per_second": speed}.items():
+            self.events.add_scalar(name, value, self.step)
+        self.bar.set_postfix({**row, "img/s": f"{speed:.0f}", "epoch": f"{self.data.epoch:.1f}"}, refresh=False)
+
+    def due(self) -> bool:
+        """Time to save: every --save-every steps, at the end, and after Ctrl-C (many processes agree at a log row)."""
+        self.leaving = self.stop
+        if dist.is_initialized():
+            flag = torch.tensor(float(self.stop), device=self.args.device)
+            if self.step % self.args.log_every == 0:
+                dist.all_reduce(flag, dist.ReduceOp.MAX)
+            self.leaving = self.step % self.args.log_every == 0 and bool(flag)
+        self.leaving |= self.step == self.args.steps
+        return self.leaving or self.step % self.args.save_every == 0
+
+    def save(self, state: dict):
+        """Write grid, GIF and checkpoint (the state_dict of everything in `state`), unless a weight is not finite."""
+        if self.rank:
+            return
+        values = {name: thing.state_dict() for name, thing in state.items()}
+        for name, weights in values.items():
+            for key, weight in weights.items():
+                if torch.is_tensor(weight) and weight.is_floating_point() and not weight.isfinite().all():
+                    self.not_finite(f"{name}.{key} is not finite")
+        if self.step > self.start or self.start == 0:  # else the grid is there
+            self.write_grid()
+        content = {"script": self.args.script, "step": self.step, "args": vars(self.args), "state": values}
+        numbered = self.out / "checkpoints"
+        for path in [numbered / f"{self.step:06d}.pt"] * bool(self.args.keep) + [self.out / "last.pt"]:
+            atomic(path, lambda file: torch.save(content, file))
+        for old in sorted(numbered.glob("*.pt"))[: -self.args.keep or None]:
+            old.unlink()
+        self.saved = self.step
+
+    def write_grid(self):
+        """samples/*.png, and progress.gif from all of them: in at most 2 % of the run's time, but always at the end."""
+        images = self.sample().float()
+        save_image(images, self.out / "samples" / f"{self.step:06d}.png", normalize=True, value_range=(-1, 1))
+        self.events.add_image("samples", make_grid(images, normalize=True, value_range=(-1, 1)), self.step)
+        self.events.flush()
+        began = time.perf_counter()
+        if began > self.gif_due or self.leaving:
+            first, *rest = (Image.open(frame) for frame in sorted(self.out.glob("samples/*.png")))
+            options = {"save_all": True, "append_images": rest, "duration": 200, "loop": 0}
+            atomic(self.out / "progress.gif", lambda file: first.save(file, "GIF", **options))
+            self.gif_due = time.perf_counter() + 50 * (time.perf_counter() - began)
+
+    def not_finite(self, what: str):
+        last = f"the last good checkpoint is {self.out / 'last.pt'} (step {self.saved})"
+        fail(f"{what} at step {self.step}: stopped before anything was overwritten; {last}", 1)

@@ -1,0 +1,94 @@
+"""The command line: nonsense ends in one sentence with exit code 2; help shows every default; a script runs from a shell."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, module
+from test_training import refused
+
+import faces
+
+
+@pytest.fixture
+def few(tmp_path):
+    (tmp_path / "few").mkdir()
+    for i in range(3):
+        faces.paint(0, i, 32)[0].save(tmp_path / f"few/{i}.png")
+    return tmp_path
+
+
+BAD = {
+    "--path {0}/missing": ("does not exist", "missing"),
+    "--path {0}/few/0.png": ("is not a folder", "0.png"),
+    "--path {0}/empty": ("holds no image", ".webp", "sub-folders"),
+    "--path {0}/few": ("3 images", "batch of 8", "--batch"),
+    "--size 70": ("70", "64", "80"),
+    "--size 8": ("8", "16"),
+    "--size big": ("--size", "big"),
+    "--batch 0": ("--batch", "0", "at least 2"),
+    "--batch 2.5": ("--batch", "2.5"),
+    "--steps 0": ("--steps", "at least 1"),
+    "--lr-g -1": ("--lr-g", "-1"),
+    "--lr-d nan": ("--lr-d", "nan"),
+    "--beta1 1.5": ("--beta1", "from 0.0 to 1.0"),
+    "--ema 2": ("--ema", "2"),
+    "--seed -1": ("--seed", "at least 0"),
+    "--width 0": ("--width",),
+    "--channels 2": ("--channels", "2"),
+    "--noise pink": ("--noise", "pink"),
+    "--no-such-flag": ("unrecognized", "--no-such-flag"),
+    "--resume": ("no checkpoint", "last.pt", "--out"),
+    "--sample 4": ("no checkpoint", "last.pt"),
+    "--checkpoint x.pt": ("--resume", "--sample"),
+    "--sample 0": ("--sample", "at least 1"),
+    "--device gpu": ("--device", "gpu"),
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_usage(script, flags, few, capsys, monkeypatch):
+    """Catches tracebacks, and messages that do not name what is wrong."""
+    (few / "empty").mkdir()
+    (few / "empty/notes.txt").write_text("no image")
+    monkeypatch.chdir(few)
+    with refused(capsys, 2, *BAD[flags]):
+        module(script).main([*TINY, *flags.format(few).split()])
+    assert not (few / "runs").exists()
+
+
+def test_help_shows_every_flag_with_its_default(script, capsys):
+    """Catches a flag without help, and a default that the help does not tell."""
+    with pytest.raises(SystemExit) as error:
+        module(script).main(["--help"])
+    entries = [re.sub(r"\s+", " ", entry) for entry in re.split(r"\n  (?=-)", capsys.readouterr().out)]
+    assert error.value.code == 0
+    vocabulary = "path size channels flip cache out steps batch seed device bf16 resume checkpoint sample sample-mode"
+    vocabulary += " log-every save-every keep z-dim width lr-g lr-d beta1 beta2 ema noise act"
+    for name in vocabulary.split():
+        (found,) = [entry for entry in entries if re.match(rf"--{name}[ ,]", entry)]
+        assert "default:" in found, found
+
+
+def test_from_a_shell(folder, tmp_path):
+    """Catches work at import, and paths that only exist where the tests run."""
+    command = [
+        sys.executable,
+        str(ROOT / "dcgan.py"),
+        *TINY,
+        "--path",
+        str(folder),
+        "--steps",
+        "2",
+        "--save-every",
+        "1",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = tmp_path / "runs/dcgan"
+    assert (out / "last.pt").exists() and (out / "samples/000002.png").exists()
+    bad = subprocess.run(
+        [sys.executable, str(ROOT / "dcgan.py"), "--size", "70"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr and bad.stderr.count("\n") <= 2

@@ -1,0 +1,158 @@
+"""The house rules, by reading the source: budgets, order, identical plumbing, small diffs, no dead flags, clean boundaries."""
+
+import ast
+import difflib
+import io
+import re
+import tokenize
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+BUDGET = {"common": 350, "faces": 150, "dcgan": 200}  # code lines: no blanks, comments, doc-strings
+DIFF = {}  # code lines removed + added against dcgan.py
+MAIN_DIFF = {}  # of them in main()
+RULER = "# --- plumbing: the same text in every script (tests/test_siblings.py) ---"
+PLUMBING = ("noise", "autocast", "step", "update_ema", "setup")
+
+
+def source(name: str) -> str:
+    return (ROOT / f"{name}.py").read_text(encoding="utf-8")
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines that hold code, without comments at their end."""
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines, docs, keep, comments = text.splitlines(), set(), set(), {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.start[1]
+        if token.type not in skip:
+            keep |= set(range(token.start[0], token.end[0] + 1))
+    return [lines[n - 1][: comments.get(n)].rstrip() for n in sorted(keep - docs)]
+
+
+def changed(a: str, b: str) -> int:
+    diff = difflib.unified_diff(code_lines(a), code_lines(b), n=0, lineterm="")
+    return sum(line[0] in "+-" and line[:3] not in ("+++", "---") for line in diff)
+
+
+def function(name: str, which: str) -> str:
+    """The text of a top-level function or class, with its comments."""
+    text = source(name)
+    (node,) = [node for node in ast.parse(text).body if getattr(node, "name", None) == which]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+def imported(name: str) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(source(name))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def test_the_counter_of_code_lines():
+    """Catches a counter that lets doc-strings, comments or blank lines in, or strings out."""
+    text = '"""doc\nstring"""\n\nx = 1  # why\n# what\n\n\ndef f():\n    "doc"\n    return """a\n    b"""\n'
+    assert code_lines(text) == ["x = 1", "def f():", '    return """a', '    b"""']
+    assert changed("a = 1\nb = 2\n", "a = 1  # same\nb = 3\nc = 4\n") == 3
+
+
+@pytest.mark.parametrize("name", BUDGET)
+def test_line_budget(name):
+    """Catches growth: only an enforced budget keeps a script small."""
+    assert len(code_lines(source(name))) <= BUDGET[name]
+
+
+def test_every_script_has_a_budget_and_a_limit():
+    assert set(SCRIPTS) < set(BUDGET) and set(DIFF) == set(MAIN_DIFF) == set(SCRIPTS) - {"dcgan"}
+    models = {path.stem for path in ROOT.glob("*.py") if "class Discriminator" in path.read_text(encoding="utf-8")}
+    assert models == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"dcgan"}))
+def test_size_of_the_diff(name):
+    """Catches drift: `diff dcgan.py X` shows the algorithm and nothing else."""
+    assert changed(source("dcgan"), source(name)) <= DIFF[name]
+    assert changed(function("dcgan", "main"), function(name, "main")) <= MAIN_DIFF[name]
+
+
+def test_plumbing_is_the_same_text(script):
+    """Catches a fix that reached one copy only."""
+    for which in PLUMBING:
+        assert function(script, which) == function("dcgan", which), which
+    assert source(script).split(RULER)[1].split("def main(")[0] == source("dcgan").split(RULER)[1].split("def main(")[0]
+
+
+def test_order_of_a_script(script):
+    """Catches a script that starts from blank instead of from its nearest sibling."""
+    text = source(script)
+    marks = [
+        f'"""{ast.get_docstring(ast.parse(text))[:20]}',
+        "import argparse",
+        "PRESET = ",
+        "def parse_args(",
+        "class Generator(",
+    ]
+    marks += ["class Discriminator(", "def init_weights(", "def d_loss(", "def g_loss(", "def train_step(", RULER]
+    marks += [f"def {name}(" for name in PLUMBING] + ["def main(", 'if __name__ == "__main__":\n    main()\n']
+    assert all(text.count(mark) == 1 for mark in marks), [mark for mark in marks if text.count(mark) != 1]
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places) and text.endswith(marks[-1])
+
+
+def test_train_step_fits_one_glance(script):
+    assert len(function(script, "train_step").splitlines()) <= 30
+
+
+def test_imports(script):
+    """Catches dependencies between scripts, and anything beyond the standard library, torch, torchvision and common."""
+    import sys
+
+    roots = {module.split(".")[0] for module in imported(script)}
+    assert roots <= set(sys.stdlib_module_names) | {"torch", "torchvision", "common"}
+
+
+def test_common_cannot_change_weights():
+    """Catches the method creeping into common.py: what a wrong line could change in the weights belongs in the script."""
+    for name in ("common", "faces"):
+        assert not any(re.match(r"torch\.(nn|optim|autograd)", module) for module in imported(name))
+        assert not re.search(r"torch\.(nn|optim|autograd)\b|\.backward\(|requires_grad", source(name))
+
+
+def test_no_dead_flags(script):
+    """Catches --clip-value that nothing reads: each flag's attribute is used, in the script or in common.py."""
+    text = source(script) + source("common")
+    flags = re.findall(r'add_argument\(\s*"--([a-z0-9-]+)"', text)
+    assert len(flags) == len(set(flags)) > 20
+    for flag in flags:
+        assert re.search(rf"\bargs\.{flag.replace('-', '_')}\b", text), flag
+
+
+def test_help_texts_are_unique(script):
+    """Catches help that was copied along: --sample-interval, "number of image channels"."""
+    texts = re.findall(r'help="([^"]+)"', source(script) + source("common"))
+    assert len(texts) == len(set(texts)) > 20
+
+
+def test_device_agnostic(script):
+    """Catches code that only runs on one kind of device, and checkpoints that could run code."""
+    assert ".cuda()" not in source(script) + source("common")
+    assert source("common").count("torch.load(") == source("common").count("weights_only=True") == 1
+    assert "torch.load(" not in source(script)
+
+
+def test_one_definition_of_architecture(script):
+    """Catches a preset or checkpoint flag that does not exist."""
+    import importlib
+
+    m = importlib.import_module(script)
+    known = vars(m.parse_args(["--path", "x", "--out", "nowhere"])).keys()
+    assert set(m.ARCHITECTURE) <= known and m.PRESET.keys() <= known
