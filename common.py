@@ -5,6 +5,7 @@ GIF, checkpoint files) is here. What could change the weights that given batches
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -29,7 +30,6 @@ import faces
 FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
 GRID = 64  # images in real.png and in samples/*.png
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CACHE_FORMAT = 1  # raise it when decode() changes
 NOT_FROM_CHECKPOINT = {"out", "cache", "device", "resume", "checkpoint", "sample", "sample_mode"}
 
 
@@ -94,20 +94,24 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     args.script, args.preset, out = Path(script).stem, False, Path(args.out)
     if args.resume or args.sample:
         args.checkpoint = args.checkpoint or str(out / "last.pt")
-        saved = read_checkpoint(args.checkpoint, args.script)["args"]
+        checkpoint = read_checkpoint(args.checkpoint, args.script)
+        saved = checkpoint["args"]
         for name in sorted(saved.keys() & vars(args).keys() - NOT_FROM_CHECKPOINT):
             if name not in given:
                 setattr(args, name, saved[name])
             elif name in architecture and getattr(args, name) != saved[name]:
                 flag, there = f"--{name.replace('_', '-')}", f"{args.checkpoint} has {saved[name]}"
                 parser.error(f"{flag} {getattr(args, name)} is not possible, {there}: leave it out or start a new run")
+        if args.resume and checkpoint["step"] >= args.steps:
+            parser.error(f"{args.checkpoint} has done all of its {args.steps} steps: go on with a larger --steps")
     elif args.checkpoint:
         parser.error("--checkpoint needs --resume or --sample")
     elif args.path is None:
         args.preset = True
         vars(args).update({name: value for name, value in preset.items() if name not in given})
     goes_on = args.resume and out.resolve() in Path(args.checkpoint).resolve().parents
-    if not (goes_on or args.sample) and ((out / "last.pt").exists() or (out / "log.csv").exists()):
+    goes_on |= bool(args.sample or int(os.environ.get("RANK", 0)))  # rank 0 may have begun to write
+    if not goes_on and ((out / "last.pt").exists() or (out / "log.csv").exists()):
         parser.error(f"{out} already holds a run: go on with it by --resume, or name another folder by --out")
     return args
 
@@ -115,9 +119,9 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
 # --- images in -----------------------------------------------------------------------------------------------------
 
 
-def find_images(folder: str) -> list[str]:
-    """Image files below `folder`, as sorted relative names; hidden ones are left out, loops of links survived."""
-    names, seen = [], {os.path.realpath(folder)}
+def find_images(folder: str, out: str) -> list[str]:
+    """Image files below `folder`, but not below `out` or hidden, as sorted relative names; survives loops of links."""
+    names, seen = [], {os.path.realpath(folder), os.path.realpath(out)}
     for root, folders, files in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
         folders[:] = [name for name in folders if name[0] != "." and real[name] not in seen]
@@ -133,11 +137,16 @@ def pixels(image: Image.Image, channels: int) -> np.ndarray:
     return array.reshape(*array.shape[:2], channels).transpose(2, 0, 1)
 
 
-def decode(file: Path, size: int, channels: int) -> np.ndarray:
+def paint(name: str, size: int, channels: int) -> np.ndarray:
+    """The built-in face of that number -> (C, S, S) uint8."""
+    return pixels(faces.paint(0, int(name), size)[0], channels)
+
+
+def decode(name: str, size: int, channels: int, folder: str = "") -> np.ndarray:
     """An image file -> (C, S, S) uint8: upright, alpha on white, cropped to the central square, then resized."""
-    if not file.is_file():
+    if not Path(folder, name).is_file():
         raise OSError("not a regular file")
-    with Image.open(file) as image:
+    with Image.open(Path(folder, name)) as image:
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
@@ -156,46 +165,38 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
     counted and named at every start.
     """
     if args.path is None:
-        where, source, names = "the built-in data", "faces", [str(i) for i in range(FACES)]
+        where, source, make, names = "the built-in data", "faces", paint, [str(i) for i in range(FACES)]
         content = Path(faces.__file__).read_text(encoding="utf-8")
-
-        def make(name: str) -> np.ndarray:
-            return pixels(faces.paint(0, int(name), args.size)[0], args.channels)
-
     else:
         where, source, folder = f"--path {args.path}", os.path.realpath(args.path), Path(args.path)
+        make = functools.partial(decode, folder=args.path)
         if not folder.is_dir():
             fail(f"{where} is not a folder" if folder.exists() else f"{where} does not exist")
-        names = find_images(args.path)
+        names = find_images(args.path, args.out)
         if not names:
             fail(f"{where} holds no image: looked for {' '.join(SUFFIXES)} in it and in all its sub-folders")
         stats = [os.stat(folder / name) if (folder / name).exists() else None for name in names]
         content = repr([(name, s and (s.st_size, s.st_mtime_ns)) for name, s in zip(names, stats, strict=True)])
-
-        def make(name: str) -> np.ndarray:
-            return decode(folder / name, args.size, args.channels)
-
-    key, slot = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (content, source))
-    slot = f"{slot}-{args.size}-{args.channels}-"
-    final = Path(args.cache) / f"{slot}{key}-{CACHE_FORMAT}"
-    while int(os.environ.get("LOCAL_RANK", 0)) and not final.exists():  # the first process of each machine decodes
+    slot, key = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (source, content))
+    final = Path(args.cache) / f"{slot}-{args.size}-{args.channels}-v1-{key}"  # v2 when decode() changes
+    index = final / "index.json"
+    while int(os.environ.get("LOCAL_RANK", 0)) and not index.exists():  # the first process of each machine decodes
         time.sleep(0.1)
-    if not final.exists():
+    if not index.exists():
         try:
-            build_cache(final, slot, names, make)
+            build_cache(final, names, functools.partial(make, size=args.size, channels=args.channels))
         except OSError as error:
             fail(f"cannot write to the cache {args.cache} ({error.strerror}): make room or name another by --cache", 1)
-    good, bad = json.loads((final / "index.json").read_text())
+    good, bad = json.loads(index.read_text())
     if bad and int(os.environ.get("RANK", 0)) == 0:
         some = ", ".join(f"{name!r} ({why})" for name, why in list(bad.items())[:20]) + ", ..." * (len(bad) > 20)
         print(f"skipped {len(bad)} of {len(names)} files that cannot be read: {some}", file=sys.stderr)
     if len(good) < args.batch:
         fail(f"{where} has {len(good)} images, fewer than a batch of {args.batch}: add images or lower --batch")
-    shape = (len(good), args.channels, args.size, args.size)
-    return np.memmap(final / "images.u8", np.uint8, "c", shape=shape), good
+    return np.memmap(final / "images.u8", np.uint8, "c", shape=(len(good), args.channels, args.size, args.size)), good
 
 
-def build_cache(final: Path, slot: str, names: list[str], make):
+def build_cache(final: Path, names: list[str], make):
     """Decode all images in parallel into final/images.u8, in constant memory; remove older caches of the folder."""
 
     def attempt(name: str) -> np.ndarray | str:
@@ -205,13 +206,13 @@ def build_cache(final: Path, slot: str, names: list[str], make):
             return str(error) if type(error) is OSError else type(error).__name__
 
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{slot}tmp-", dir=final.parent))
+    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=final.parent))
     good, bad = [], {}
     try:
         with open(temporary / "images.u8", "wb") as file, ThreadPool() as pool:
             for start in tqdm(range(0, len(names), 512), desc="decoding", unit_scale=512, unit="img"):
-                chunk = names[start : start + 512]
-                for name, image in zip(chunk, pool.map(attempt, chunk), strict=True):
+                part = names[start : start + 512]
+                for name, image in zip(part, pool.map(attempt, part), strict=True):
                     if isinstance(image, str):
                         bad[name] = image
                     else:
@@ -222,16 +223,17 @@ def build_cache(final: Path, slot: str, names: list[str], make):
         if not good:
             fail(f"none of the {len(names)} image files can be read; the first is {names[0]!r} ({bad[names[0]]})")
         (temporary / "index.json").write_text(json.dumps([good, bad]))
+        temporary.chmod(0o755)
         try:
             temporary.rename(final)
         except OSError:
-            if not final.exists():  # else another run that started together with this one was first
-                raise
+            if not (final / "index.json").exists():  # half deleted; else a run that started with this one was first
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in final.parent.glob(f"{slot}*"):
-        if old != final and ("tmp-" not in old.name or time.time() - old.stat().st_mtime > 86400):
-            shutil.rmtree(old, ignore_errors=True)
+    for old in set(final.parent.glob(f"{final.name.rsplit('-', 1)[0]}-*")) - {final}:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -257,10 +259,6 @@ class Batches:
     def load_state_dict(self, state: dict):
         self.position = state["position"]
 
-    @property
-    def epoch(self) -> float:
-        return self.position / (len(self.images) // self.batch)
-
     def __next__(self) -> torch.Tensor:
         epoch, k = divmod(self.position, len(self.images) // self.batch)
         if self.permutation[0] != epoch:
@@ -284,13 +282,15 @@ def atomic(path: Path, write):
     """`write(file)` to a temporary file, fsync, rename: at every moment `path` is whole, the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         fail(f"cannot write {path} ({getattr(error, 'strerror', None) or error}); what was there before is intact", 1)
 
 
@@ -312,15 +312,22 @@ def read_checkpoint(path: str, script: str) -> dict:
 
 def write_samples(args: argparse.Namespace, generate):
     """Write --sample images to OUT/generated, 00000.png on; `generate()` returns the next, (n, C, S, S) in [-1, 1]."""
+    if int(os.environ.get("RANK", 0)):
+        return
     folder = Path(args.out) / "generated"
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
     with tqdm(total=args.sample, desc=str(folder), unit="img") as bar:
         while bar.n < args.sample:
-            for image in generate()[: args.sample - bar.n]:
-                save_image(image.float(), folder / f"{bar.n:05d}.png", normalize=True, value_range=(-1, 1))
+            for image in generate()[: args.sample - bar.n].float():
+                write = functools.partial(save_image, image, format="png", normalize=True, value_range=(-1, 1))
+                atomic(folder / f"{bar.n:05d}.png", write)
                 bar.update()
+
+
+def numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names are steps, in their order."""
+    return sorted((f for f in folder.glob(f"*{suffix}") if f.stem.isdigit()), key=lambda f: int(f.stem))
 
 
 class Run:
@@ -334,7 +341,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, data: Batches, start: int, sample, rank: int):
         self.args, self.data, self.start, self.sample, self.rank = args, data, start, sample, rank
         self.out, self.step, self.saved = Path(args.out), start, start
-        self.stop, self.leaving, self.gif_due = False, False, 0.0
+        self.stop = self.leaving = False
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -342,19 +349,15 @@ class Run:
             return self
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-        for folder in ("samples", "checkpoints"):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
         self.drop_later()
         settings = {**vars(self.args), "torch": torch.__version__, "images": len(self.data.images)}
         atomic(self.out / "args.json", lambda file: file.write(json.dumps(settings, indent=2).encode()))
         rows = torch.from_numpy(np.random.default_rng(self.args.seed).permutation(len(self.data.images))[:GRID])
         real = normalise(self.data.images[rows.to(self.data.images.device)])
         save_image(real, self.out / "real.png", normalize=True, value_range=(-1, 1))
-        self.real_distance = torch.pdist(real.flatten(1)).mean().item()
-        self.events = SummaryWriter(self.out, purge_step=self.start + 1 if self.start else None)
-        pause = 0.5 if sys.stderr.isatty() else 30
-        self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=pause)
-        self.clock = time.perf_counter(), self.start
+        self.real_distance = max(torch.pdist(real.flatten(1).cpu()).mean().item(), 1e-12)
+        self.events = SummaryWriter(self.out, purge_step=self.start + 1)
+        self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=1)
         return self
 
     def __exit__(self, kind, error, trace):
@@ -377,12 +380,12 @@ class Run:
     def drop_later(self):
         log = self.out / "log.csv"
         if log.exists():
-            header, *rows = log.read_text().splitlines(keepends=True)
-            rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.start]
-            atomic(log, lambda file: file.write("".join([header, *rows]).encode()))
-        for file in [*self.out.glob("samples/*.png"), *self.out.glob("checkpoints/*.pt")]:
-            between_grids = file.suffix == ".png" and self.start % self.args.save_every
-            if int(file.stem) > self.start or (int(file.stem) == self.start and between_grids):
+            rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]  # a power cut tears
+            done = [row for row in rows[1:] if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.start]
+            atomic(log, lambda file: file.write("".join(rows[:1] + done).encode()))
+        grid = self.start - bool(self.start % self.args.save_every)  # without the one of a run's end between two grids
+        for folder, suffix, last in (("samples", ".png", grid), ("checkpoints", ".pt", self.start)):
+            for file in (file for file in numbered(self.out / folder, suffix) if int(file.stem) > last):
                 file.unlink()
 
     def steps(self):
@@ -405,30 +408,30 @@ class Run:
             if not math.isfinite(value):
                 self.not_finite(f"{name} is {value}")
         # mean distance between samples over that between as many reals: 1 is as diverse as the data, 0 is collapsed
-        row["diversity"] = torch.pdist(self.sample().flatten(1).float()).mean().item() / self.real_distance
-        with open(self.out / "log.csv", "a", encoding="utf-8") as file:
+        row["diversity"] = torch.pdist(self.sample().flatten(1).float().cpu()).mean().item() / self.real_distance
+        with open(self.out / "log.csv", "a", encoding="utf-8", newline="") as file:
             if not file.tell():
                 file.write(",".join(["step", *row]) + "\n")
             file.write(",".join([str(self.step), *(f"{value:.9g}" for value in row.values())]) + "\n")
-        now, (then, before) = time.perf_counter(), self.clock
-        self.clock, speed = (now, self.step), (self.step - before) * self.args.batch / (now - then)
+        bar = self.bar.format_dict
+        speed = (bar["n"] - bar["initial"]) * self.args.batch / bar["elapsed"]
         for name, value in {**row, "images_per_second": speed}.items():
             self.events.add_scalar(name, value, self.step)
-        self.bar.set_postfix({**row, "img/s": f"{speed:.0f}", "epoch": f"{self.data.epoch:.1f}"}, refresh=False)
+        epoch = self.data.position * self.args.batch / len(self.data.images)
+        self.bar.set_postfix({**row, "img/s": f"{speed:.0f}", "epoch": f"{epoch:.1f}"}, refresh=False)
 
     def due(self) -> bool:
-        """Time to save: every --save-every steps, at the end, and after Ctrl-C (many processes agree at a log row)."""
-        self.leaving = self.stop
-        if dist.is_initialized():
+        """Time to save: every --save-every steps, at the end, after Ctrl-C (processes agree on it every 10 steps)."""
+        self.leaving = self.stop and not dist.is_initialized()
+        if dist.is_initialized() and self.step % 10 == 0:
             flag = torch.tensor(float(self.stop), device=self.args.device)
-            if self.step % self.args.log_every == 0:
-                dist.all_reduce(flag, dist.ReduceOp.MAX)
-            self.leaving = self.step % self.args.log_every == 0 and bool(flag)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            self.leaving = bool(flag)
         self.leaving |= self.step == self.args.steps
         return self.leaving or self.step % self.args.save_every == 0
 
     def save(self, state: dict):
-        """Write grid, GIF and checkpoint (the state_dict of everything in `state`), unless a weight is not finite."""
+        """Write grid, checkpoint (the state_dict of everything in `state`) and GIF, unless a weight is not finite."""
         if self.rank:
             return
         values = {name: thing.state_dict() for name, thing in state.items()}
@@ -437,28 +440,27 @@ class Run:
                 if torch.is_tensor(weight) and weight.is_floating_point() and not weight.isfinite().all():
                     self.not_finite(f"{name}.{key} is not finite")
         if self.step > self.start or self.start == 0:  # else the grid is there
-            self.write_grid()
+            grid, file = make_grid(self.sample().float(), normalize=True, value_range=(-1, 1)), f"{self.step:06d}.png"
+            atomic(self.out / "samples" / file, lambda file: save_image(grid, file, "png"))
+            self.events.add_image("samples", grid, self.step)
+            self.events.flush()
         content = {"script": self.args.script, "step": self.step, "args": vars(self.args), "state": values}
-        numbered = self.out / "checkpoints"
-        for path in [numbered / f"{self.step:06d}.pt"] * bool(self.args.keep) + [self.out / "last.pt"]:
+        for path in [self.out / f"checkpoints/{self.step:06d}.pt"] * bool(self.args.keep) + [self.out / "last.pt"]:
             atomic(path, lambda file: torch.save(content, file))
-        for old in sorted(numbered.glob("*.pt"))[: -self.args.keep or None]:
+        for old in numbered(self.out / "checkpoints", ".pt")[: -self.args.keep or None]:
             old.unlink()
         self.saved = self.step
+        self.write_gif()
 
-    def write_grid(self):
-        """samples/*.png, and progress.gif from all of them: in at most 2 % of the run's time, but always at the end."""
-        images = self.sample().float()
-        save_image(images, self.out / "samples" / f"{self.step:06d}.png", normalize=True, value_range=(-1, 1))
-        self.events.add_image("samples", make_grid(images, normalize=True, value_range=(-1, 1)), self.step)
-        self.events.flush()
-        began = time.perf_counter()
-        if began > self.gif_due or self.leaving:
-            first, *rest = (Image.open(frame) for frame in sorted(self.out.glob("samples/*.png")))
-            options = {"save_all": True, "append_images": rest, "duration": 200, "loop": 0}
-            atomic(self.out / "progress.gif", lambda file: first.save(file, "GIF", **options))
-            self.gif_due = time.perf_counter() + 50 * (time.perf_counter() - began)
+    def write_gif(self):
+        """progress.gif of all grids, at most 600 pixels wide: after 1, 2, 4, 8, ... grids and at the end."""
+        files = numbered(self.out / "samples", ".png")
+        if files and (self.leaving or len(files) & (len(files) - 1) == 0):
+            frames = [Image.open(file).convert("RGB") for file in files]
+            for frame in frames:
+                frame.thumbnail((600, 600))
+            options = {"save_all": True, "append_images": frames[1:], "duration": 200, "loop": 0}
+            atomic(self.out / "progress.gif", lambda file: frames[0].save(file, "GIF", **options))
 
     def not_finite(self, what: str):
-        last = f"the last good checkpoint is {self.out / 'last.pt'} (step {self.saved})"
-        fail(f"{what} at step {self.step}: stopped before anything was overwritten; {last}", 1)
+        fail(f"{what} at step {self.step}; the last good checkpoint is {self.out}/last.pt (step {self.saved})", 1)

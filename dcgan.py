@@ -6,7 +6,8 @@ What is specific to this file: convolutions only, BatchNorm in both networks (no
 non-saturating loss on logits. The other noise scripts change the losses, the loop or D.
 
 Differs from the paper as everybody does today (dcgan.torch, pytorch/examples): kernels of 4x4 for 5x5, width 64,
-batch 64, normal noise, D and G updated on every batch. Samples come from a moving average of G (arXiv 1710.10196).
+batch 64, normal noise, D and G updated on every batch, G's on the fakes that D has seen. Samples come from a moving
+average of G (arXiv 1710.10196).
 
     python dcgan.py                                        # built-in faces, a few minutes on a CPU
     python dcgan.py --path data/anime --size 64            # any folder of images
@@ -41,8 +42,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("method")
     group.add_argument("--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G")
     group.add_argument("--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D")
-    group.add_argument("--beta1", type=common.between(0.0, 1.0), default=0.5, help="Adam's decay of the mean")
-    group.add_argument("--beta2", type=common.between(0.0, 1.0), default=0.999, help="Adam's decay of the square")
+    group.add_argument("--beta1", type=common.between(0.0, 0.9999), default=0.5, help="Adam's decay of the mean")
+    group.add_argument("--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam's decay of the square")
     group.add_argument("--z-dim", type=common.between(1), default=100, help="size of the noise")
     group.add_argument("--noise", choices=("normal", "uniform"), default="normal", help="N(0, 1) or U(-1, 1)")
     group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
@@ -51,7 +52,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="updates of G in total")
     group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
-    group.add_argument("--seed", type=common.between(0), default=0, help="of weights, noise and order; of --sample")
+    group.add_argument(
+        "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
+    )
     group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
     group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on CUDA")
     common.add_data_flags(parser)
@@ -69,8 +72,9 @@ class Generator(nn.Module):
 
     def __init__(self, args):
         super().__init__()
-        w, act = widths(args)[::-1], {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
-        base = args.size >> len(w)
+        w = widths(args)[::-1]
+        act = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
+        base = args.size >> len(w)  # 4 to 7 pixels; --size 64: 4 -> 8 -> 16 -> 32 -> 64
         layers = [nn.ConvTranspose2d(args.z_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]  # (N, 8w, 4, 4)
         for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, 2s, 2s), to (N, w, S/2, S/2)
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), act]
@@ -99,7 +103,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02), BatchNorm gains N(1, 0.02), biases 0 (paper, section 4)."""
+    """Weights N(0, 0.02) (DCGAN, section 4), BatchNorm gains N(1, 0.02) and biases 0 (dcgan.torch)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -144,8 +148,8 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it: weights, scores, losses stay float32, so that no gradient scaling is needed."""
-    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16)
+    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 
 def step(opt: torch.optim.Optimizer, loss: Tensor):
@@ -174,21 +178,23 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 
 
 def setup(args) -> tuple[int, int]:
-    """Settle args.device and args.bf16, join the processes that torchrun started; returns (rank, how many they are)."""
+    """Settle args.device and args.autocast, join the processes that torchrun started; returns (rank, their number)."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
         common.fail(f"--batch {args.batch} cannot be divided among {world} processes")
     if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and world == 1  # gloo does not reach it
+        args.device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if args.device == "cuda":
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(args.device)
     try:
+        if "cuda" in args.device:
+            torch.cuda.set_device(args.device)
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         common.fail(f"--device {args.device} is not to be had here ({str(error).splitlines()[0]})")
     torch.backends.cudnn.benchmark = True
-    args.bf16 = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported()
+    args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
     if world > 1:
         dist.init_process_group("nccl" if "cuda" in args.device else "gloo")
     return rank, world
@@ -198,8 +204,9 @@ def main(argv=None) -> dict:
     args = parse_args(argv)
     rank, world = setup(args)
     torch.manual_seed(args.seed)  # the same weights on all ranks
-    G = Generator(args).apply(init_weights).to(args.device, memory_format=torch.channels_last)
-    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=torch.channels_last)
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last  # wrong gradients: pytorch#175189
+    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
+    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     if args.sample:
         G_ema.load_state_dict(common.read_checkpoint(args.checkpoint, args.script)["state"]["G_ema"])
@@ -217,7 +224,7 @@ def main(argv=None) -> dict:
         saved = common.read_checkpoint(args.checkpoint, args.script)
         start = saved["step"]
         for name, values in saved["state"].items():
-            if "param_groups" in values:  # learning rates and betas are the flags'
+            if "param_groups" in values:  # learning rates, betas and kernels are those of this start
                 values["param_groups"] = state[name].state_dict()["param_groups"]
             state[name].load_state_dict(values)
 
@@ -225,9 +232,10 @@ def main(argv=None) -> dict:
     with common.Run(args, data, start, lambda: G_ema(fixed_z), rank) as run:
         run.save(state)
         for i in run.steps():
-            torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))  # a resumed run draws the same
+            # a resumed run draws the same noise; mixed, because torch's CPU generator takes only 32 bits of a seed
+            torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             metrics = train_step(G, D, opt_G, opt_D, data, args)
-            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))
+            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon
             run.log(metrics)
             if run.due():
                 run.save(state)

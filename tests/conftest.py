@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-SCRIPTS = ["dcgan"]
+SCRIPTS = ["dcgan", "wgan_gp"]
 TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu"]
 
 
@@ -30,7 +30,7 @@ def module(script: str):
 def settings(script: str, *flags: str):
     """The args of a script as its own parser makes them, settled for the CPU."""
     args = module(script).parse_args([*TINY, "--path", "unused", "--out", "nowhere", *flags])
-    args.bf16 = False
+    args.autocast = False
     return args
 
 

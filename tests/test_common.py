@@ -24,7 +24,7 @@ import faces
 
 
 def data_args(path, cache, **flags) -> argparse.Namespace:
-    defaults = {"size": 32, "channels": 3, "batch": 1, "seed": 0, "flip": False, "device": "cpu"}
+    defaults = {"out": "nowhere", "size": 32, "channels": 3, "batch": 1, "seed": 0, "flip": False, "device": "cpu"}
     return argparse.Namespace(path=str(path), cache=str(cache), **(defaults | flags))
 
 
@@ -117,6 +117,14 @@ def test_every_kind_of_file(tmp_path, capsys):
     assert f"skipped {len(bad)} of" in capsys.readouterr().err  # at every start
 
 
+def test_a_run_does_not_train_on_its_own_pictures(tmp_path):
+    """Catches an --out inside --path, whose grids would become data."""
+    (tmp_path / "data/run/samples").mkdir(parents=True)
+    picture().save(tmp_path / "data/a.png")
+    picture().save(tmp_path / "data/run/samples/000000.png")
+    assert load(tmp_path / "data", tmp_path / "cache", out=str(tmp_path / "data/run"))[1] == ["a.png"]
+
+
 def test_only_unreadable_files(tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/text.jpg").write_text("no")
@@ -170,7 +178,7 @@ def test_second_start_does_not_decode(tmp_path, folder, monkeypatch):
     first, names = load(folder, tmp_path)
     first = np.array(first)
     load(folder, tmp_path, size=16)
-    monkeypatch.setattr(common, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
     again, names_again = load(folder, tmp_path)
     assert (again == first).all() and names == names_again and load(folder, tmp_path, size=16)[0].shape[-1] == 16
     assert len(list(tmp_path.iterdir())) == 2
@@ -202,27 +210,22 @@ def test_training_cannot_change_the_cache(tmp_path, folder):
 def test_two_runs_that_start_together(tmp_path, folder, monkeypatch):
     """Catches processes that write to one file, or delete each other's."""
     gate, decode = threading.Barrier(3), common.decode
-    monkeypatch.setattr(common, "decode", lambda *arguments: (time.sleep(0.01), decode(*arguments))[1])
+    monkeypatch.setattr(common, "decode", lambda *a, **k: (time.sleep(0.01), decode(*a, **k))[1])
 
     def start(_):
         gate.wait()
         return np.array(load(folder, tmp_path)[0])
 
     with ThreadPool(3) as pool:
-        a, b, c = pool.map(start, range(3), 1)
+        a, b, c = pool.map_async(start, range(3), 1).get(timeout=60)
     assert (a == b).all() and (a == c).all() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, folder):
+def test_a_half_deleted_cache_is_built_again(tmp_path, folder):
+    """Catches a start that trusts a folder without its index."""
     load(folder, tmp_path)
-    slot = next(tmp_path.iterdir()).name.rsplit("-", 2)[0]
-    old, young = tmp_path / f"{slot}-tmp-old", tmp_path / f"{slot}-tmp-young"
-    for leftover in (old, young):
-        leftover.mkdir()
-    os.utime(old, (1, 1))
-    next(p for p in tmp_path.iterdir() if "tmp" not in p.name).rename(tmp_path / f"{slot}-stale-1")
-    load(folder, tmp_path)
-    assert not old.exists() and young.exists() and not (tmp_path / f"{slot}-stale-1").exists()
+    (next(tmp_path.iterdir()) / "index.json").unlink()
+    assert len(load(folder, tmp_path)[0]) == 24 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_read_only_image_folder(tmp_path, folder):
@@ -251,7 +254,7 @@ def anonymous_memory_of_a_build(count, folder, cache, queue):
     def now() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 
-    common.find_images = lambda _: [f"{i % 24}.png" for i in range(count)]
+    common.find_images = lambda *_: [f"{i % 24}.png" for i in range(count)]
     for i in range(24):
         common.decode(Path(folder) / f"{i}.png", 64, 3)
     start, peak, done = now(), [0], threading.Event()
@@ -304,7 +307,7 @@ def test_an_epoch_is_a_permutation_in_whole_batches():
     for epoch in epochs:
         seen = [i for batch in epoch for i in batch]
         assert len(set(seen)) == 20 and all(len(batch) == 4 for batch in epoch)
-    assert epochs[0] != epochs[1] != epochs[2] and data.epoch == 3
+    assert epochs[0] != epochs[1] != epochs[2]
     assert numbers(next(indices(22, seed=1))) != epochs[0][0]
 
 

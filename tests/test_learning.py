@@ -8,7 +8,23 @@ from conftest import module, same_state
 import common
 import faces
 
-LEARN = {"dcgan": ["--width", "16", "--batch", "16", "--steps", "700", "--lr-g", "1e-3", "--lr-d", "1e-3", "--ema", "0.99"]}
+LEARN = {
+    "dcgan": ["--width", "16", "--batch", "16", "--steps", "700", "--lr-g", "1e-3", "--lr-d", "1e-3", "--ema", "0.99"],
+    "wgan_gp": [
+        "--width",
+        "16",
+        "--batch",
+        "32",
+        "--steps",
+        "300",
+        "--lr-g",
+        "1e-3",
+        "--lr-d",
+        "1e-3",
+        "--ema",
+        "0.98",
+    ],
+}
 
 
 def layout(script: str, state: dict, args) -> float:

@@ -22,6 +22,7 @@ EXPECTED = {
         (2 * LN2, LN2),
         (2 * 0.3132617, 1.3132617),
     ),
+    "wgan_gp": (sum(FAKE.tolist()) / 4 - sum(REAL.tolist()) / 4, -sum(FAKE.tolist()) / 4, (0, 0), (-2, 1)),
 }
 
 

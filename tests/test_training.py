@@ -71,7 +71,7 @@ def test_files_of_a_run(script, folder, tmp_path):
     assert saved["step"] == 6 and same(saved["state"], {name: thing.state_dict() for name, thing in state.items()})
     torch.manual_seed(0)  # the last grid is that of the average, in eval mode, with the fixed range
     m = module(script)
-    args = m.parse_args(["--resume", "--out", str(out)])
+    args = m.parse_args(["--resume", "--out", str(out), "--steps", "7"])
     args.device = "cpu"
     m.Generator(args).apply(m.init_weights), m.Discriminator(args).apply(m.init_weights)
     grid = make_grid(state["G_ema"](m.noise(common.GRID, args)))

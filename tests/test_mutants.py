@@ -1,0 +1,153 @@
+"""Slow: wrong versions of the method, made in memory by replacing text in a script; each must make the named test fail."""
+
+import contextlib
+import io
+import multiprocessing
+import sys
+import types
+
+import pytest
+import test_ranks
+from conftest import ROOT, SCRIPTS
+
+BOTH = SCRIPTS  # plumbing is the same text: its mutants are tried in every script
+D, W = ["dcgan"], ["wgan_gp"]
+
+# scripts, text, replacement, test
+MUTANTS = [
+    # losses
+    (D, "softplus(-real).mean() +", "softplus(real).mean() +", "test_losses.py::test_values"),
+    (D, "+ softplus(fake).mean()", "+ softplus(-fake).mean()", "test_losses.py::test_gradients_push_the_right_way"),
+    (D, "return softplus(-fake).mean()", "return -softplus(fake).mean()", "test_losses.py::test_dcgan_does_not_saturate"),
+    (D, "d_loss(D(x_real), D(x_fake.detach()))", "d_loss(D(x_fake.detach()), D(x_real))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (W, "return fake.mean() - real.mean()", "return real.mean() - fake.mean()", "test_losses.py::test_values"),
+    (W, "return -fake.mean()", "return fake.mean()", "test_losses.py::test_gradients_push_the_right_way"),
+    # penalty
+    (W, ".norm(dim=1) - 1) ** 2", ".norm(dim=1)) ** 2", "test_penalties.py::test_linear_critic"),
+    (W, "gradient.flatten(1).norm(dim=1)", "gradient.norm(dim=1)", "test_penalties.py::test_linear_critic"),
+    (W, "gradient.flatten(1).norm(dim=1)", "gradient.norm()", "test_penalties.py::test_linear_critic"),
+    (W, "torch.ones_like(score)", "torch.ones_like(score) / len(score)", "test_penalties.py::test_linear_critic"),
+    (W, "e * x_real + (1 - e) * x_fake)", "0 * e + x_real)", "test_penalties.py::test_quadratic_critic"),
+    (W, "torch.rand(len(x_real), 1, 1, 1,", "torch.rand(1, 1, 1, 1,", "test_penalties.py::test_quadratic_critic"),
+    (W, "torch.rand(len(x_real), 1, 1, 1,", "torch.rand(*x_real.shape,", "test_penalties.py::test_mixing_numbers_are_pinned"),
+    (W, ", create_graph=True", "", "test_penalties.py::test_penalty_reaches_the_critic_and_not_the_generator"),
+    (W, "(1 - e) * x_fake).req", "(1 - e) * x_fake).bfloat16().float().req", "test_penalties.py::test_linear_game_has_the_known_solution"),
+    (W, "return ((gradient", "return 0.5 * ((gradient", "test_penalties.py::test_linear_game_has_the_known_solution"),
+    (W, "loss + args.gp * gradient_penalty", "loss - args.gp * gradient_penalty", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (W, "loss + args.gp * gradient_penalty", "loss + gradient_penalty", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (W, "nn.Conv2d(c_in, c_out, 4, 2, 1), nn", "nn.Conv2d(c_in, c_out, 4, 2, 1), nn.BatchNorm2d(c_out), nn", "test_penalties.py::test_critic_scores_one_image_at_a_time"),
+    # the step
+    (D, "D(x_fake.detach())", "D(x_fake)", "test_step.py::test_isolation"),
+    (W, "with torch.no_grad():  # G", "if True:  # G", "test_penalties.py::test_train_step_keeps_the_penalty_out_of_autocast"),
+    (BOTH, "D.requires_grad_(False)", "D.requires_grad_(True)", "test_step.py::test_isolation"),
+    (W, "range(args.n_critic)", "range(args.n_critic - 1)", "test_step.py::test_isolation"),
+    (W, "range(args.n_critic)", "range(args.n_critic + 1)", "test_step.py::test_isolation"),
+    (W, "noise(len(x_real), args)", 'vars(args).setdefault("z", noise(len(x_real), args))', "test_step.py::test_noise_is_fresh_in_every_step"),
+    (W, "        x_real = next(data)\n", "        x_real = next(data) if _ == 0 else x_real\n", "test_step.py::test_isolation"),
+    (D, "loss_G = g_loss(D(x_fake))", "loss_G = g_loss(D(x_fake.detach() + 0 * x_fake))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    # networks
+    (BOTH, "nn.init.normal_(module.weight, 1.0, 0.02)", "nn.init.normal_(module.weight, 0.0, 0.02)", "test_networks.py::test_initialisation"),
+    (BOTH, "nn.init.normal_(module.weight, 0.0, 0.02)", "nn.init.normal_(module.weight, 0.0, 0.05)", "test_networks.py::test_initialisation"),
+    (BOTH, ", nn.Tanh()]", "]", "test_networks.py::test_output_range"),
+    (BOTH, "nn.Flatten(0)]", "nn.Flatten(0), nn.Sigmoid()]", "test_networks.py::test_scores_are_unbounded_float32"),
+    (BOTH, "return self.net(x).float()", "return self.net(x)", "test_networks.py::test_scores_are_unbounded_float32"),
+    (BOTH, "min(2**level, 8)", "2**level", "test_networks.py::test_widths"),
+    # plumbing
+    (BOTH, "average.lerp_(p, 1 - decay)", "average.lerp_(p, decay)", "test_step.py::test_ema_closed_form"),
+    (BOTH, "        average.copy_(b)", "        pass", "test_step.py::test_ema_closed_form"),
+    (BOTH, "min(args.ema, (1 + i) / (10 + i))", "args.ema", "test_step.py::test_ema_warm_up"),
+    (BOTH, "p.grad = torch.zeros_like(p)", "pass", "test_step.py::test_a_parameter_without_gradient_counts_as_zero"),
+    (BOTH, "lambda: G_ema(fixed_z)", "lambda: G(fixed_z)", "test_training.py::test_observer_effect"),
+    (BOTH, "args.seed} {i} {rank}", "args.seed} {start} {rank}", "test_training.py::test_determinism"),
+    (BOTH, 'zlib.crc32(f"{args.seed} {i} {rank}".encode())', "(args.seed << 40) + (i << 8) + rank", "test_training.py::test_determinism"),
+    (BOTH, "            state[name].load_state_dict(values)", '            if name != "opt_D":\n                state[name].load_state_dict(values)', "test_training.py::test_resume_is_bit_exact"),
+    (BOTH, "            state[name].load_state_dict(values)", '            if name != "data":\n                state[name].load_state_dict(values)', "test_training.py::test_resume_is_bit_exact"),
+    (BOTH, "            state[name].load_state_dict(values)", '            if name != "G_ema":\n                state[name].load_state_dict(values)', "test_training.py::test_resume_is_bit_exact"),
+    (BOTH, 'start = saved["step"]', 'start = saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
+]  # fmt: skip
+
+RANK_MUTANTS = [
+    (BOTH, '.copy_(grad.view_as(p) / dist.get_world_size())', ".copy_(grad.view_as(p))", "test_ranks.py::test_gradients_are_those_of_one_process"),
+    (BOTH, "{i} {rank}", "{i}", "test_ranks.py::test_weights_are_equal_and_noise_differs"),
+    (BOTH, "        dist.all_reduce(flat)\n", "", "test_ranks.py::test_weights_are_equal_and_noise_differs"),
+]  # fmt: skip
+
+CASES = [(script, *mutant[1:]) for mutant in MUTANTS for script in mutant[0]]
+
+
+def run_mutant(script: str, text: str, test: str, results):
+    """In a child: put the mutated script where imports find it, and run the one test."""
+    mutant = types.ModuleType(script)
+    mutant.__file__ = str(ROOT / f"{script}.py")
+    exec(compile(text, f"{script} (mutant)", "exec"), mutant.__dict__)
+    sys.modules[script] = mutant
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        path, name = test.split("::")
+        code = pytest.main(
+            [
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-k",
+                f"{name} and not ({' or '.join(set(SCRIPTS) - {script})})",
+                str(ROOT / "tests" / path),
+            ]
+        )
+    results.put((int(code), output.getvalue()[-1500:]))
+
+
+def outcome(script: str, text: str, test: str) -> tuple[int, str]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.utils.tensorboard", "common", "pytest"])
+    results = context.Queue()
+    child = context.Process(target=run_mutant, args=(script, text, test, results))
+    child.start()
+    try:
+        return results.get(timeout=120)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_the_table_is_large_and_up_to_date():
+    """Catches mutants whose text is no longer in the script, and so would test nothing."""
+    assert len(MUTANTS) >= 20
+    for script, old, new, test in [*CASES, *((script, *m[1:]) for m in RANK_MUTANTS for script in m[0])]:
+        assert (ROOT / f"{script}.py").read_text().count(old) >= 1, (script, old)
+        path, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(), test
+        assert old != new
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "old", "new", "test"), CASES)
+def test_mutant_is_killed(script, old, new, test):
+    text = (ROOT / f"{script}.py").read_text().replace(old, new)
+    code, output = outcome(script, text, test)
+    assert code == 1, f"survived, or the test did not run (exit {code}):\n{output}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", sorted({case[3] for case in CASES}))
+def test_the_unchanged_script_passes(test):
+    """Catches a test that fails whatever the script is."""
+    for script in sorted({case[0] for case in CASES if case[3] == test}):
+        code, output = outcome(script, (ROOT / f"{script}.py").read_text(), test)
+        assert code == 0, (script, output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scripts", "old", "new", "test"), RANK_MUTANTS)
+def test_rank_mutant_is_killed(scripts, old, new, test, tmp_path, folder):
+    """The same for two processes: here the mutants are files in a folder that comes first on the path."""
+    (tmp_path / "mutants").mkdir()
+    (tmp_path / "out").mkdir()
+    for script in scripts:
+        text = (ROOT / f"{script}.py").read_text().replace(old, new)
+        (tmp_path / f"mutants/{script}.py").write_text(text)
+    launch = test_ranks.start(tmp_path / "out", folder, first=tmp_path / "mutants")
+    for script in scripts:
+        with pytest.raises(AssertionError):
+            getattr(test_ranks, test.split("::")[1])(launch, script)
