@@ -49,4 +49,4 @@ def test_learns_faces(script, tmp_path, monkeypatch):
     untrained = {"G_ema": m.Generator(args).apply(m.init_weights).eval()}
     before, after = layout(script, untrained, args), layout(script, state, args)
     print(f"\n{script}: layout fit {before:.3f} untrained, {after:.3f} after {args.steps} steps")
-    assert before < 0.4 and after > 0.55 and not same_state({"G_ema": untrained["G_ema"]}, {"G_ema": state["G_ema"]})
+    assert before < 0.4 and after > 0.65 and not same_state({"G_ema": untrained["G_ema"]}, {"G_ema": state["G_ema"]})
