@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import common
 
 # what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 6500, "lr_g": 1e-3, "lr_d": 1e-3, "n_critic": 2}
+PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 9000, "lr_g": 1e-3, "lr_d": 1e-3, "n_critic": 1}
 ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")  # what a checkpoint must agree on
 
 
