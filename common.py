@@ -30,6 +30,7 @@ import faces
 FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
 GRID = 64  # images in real.png and in samples/*.png
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
 NOT_FROM_CHECKPOINT = {"out", "cache", "device", "resume", "checkpoint", "sample", "sample_mode"}
 
 
@@ -70,8 +71,7 @@ def add_data_flags(parser: argparse.ArgumentParser):
     group.add_argument("--size", type=image_size, default=64, help="width and height of the images in pixels")
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror at random")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts"
-    group.add_argument("--cache", default=str(cache), help="folder for the decoded images")
+    group.add_argument("--cache", default=CACHE, help="folder for the decoded images")
 
 
 def add_output_flags(parser: argparse.ArgumentParser, script: str):

@@ -1,0 +1,410 @@
+"""compare.py: scores against closed forms, a library and damaged images; runs, folders, table and pictures."""
+
+import csv
+import math
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, run
+from PIL import Image, ImageFilter
+from test_training import refused
+
+import common
+import compare
+import faces
+
+
+def cloud(n: int, mean, root) -> torch.Tensor:
+    """n points whose mean is exactly `mean` and whose covariance is exactly root root^T."""
+    x = torch.randn(n, len(mean), dtype=torch.float64)
+    x = x - x.mean(0)
+    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    return (x @ torch.as_tensor(root, dtype=torch.float64).T + torch.tensor(mean)).float()
+
+
+# --- scores ------------------------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_gaussians():
+    """Catches a missing square root, factor or trace: shifted, scaled, and turned clouds have closed forms."""
+    torch.manual_seed(0)
+    a = cloud(500, [0.0, 0.0], np.diag([1.0, 2.0]))
+    assert compare.frechet(a, a + torch.tensor([3.0, 4.0])) == pytest.approx(25, rel=1e-4)
+    assert compare.frechet(a, cloud(700, [0.0, 0.0], np.diag([3.0, 5.0]))) == pytest.approx(4 + 9, rel=1e-4)
+    c, s = math.cos(0.7), math.sin(0.7)
+    turn = np.array([[c, -s], [s, c]])
+    c1, c2 = np.diag([1.0, 4.0]), turn @ np.diag([9.0, 0.25]) @ turn.T
+    cross = math.sqrt(np.trace(c1 @ c2) + 2 * math.sqrt(np.linalg.det(c1 @ c2)))  # tr M^(1/2) of a 2x2 matrix
+    expected = np.trace(c1) + np.trace(c2) - 2 * cross
+    assert compare.frechet(a, cloud(600, [0.0, 0.0], turn @ np.diag([3.0, 0.5]))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [20, 500])
+def test_frechet_of_a_set_with_itself(n):
+    """Catches roots that are wrong for covariances without full rank (fewer images than features)."""
+    torch.manual_seed(0)
+    x = torch.randn(n, 60)
+    assert abs(compare.frechet(x, x)) < 1e-6
+    assert compare.frechet(x, torch.randn(n, 60)) > 0.1
+
+
+def test_kid_is_the_mean_over_all_pairs():
+    """Catches a diagonal that is counted, a wrong divisor or kernel."""
+    torch.manual_seed(0)
+    a, b = torch.randn(7, 4), torch.randn(9, 4) + 1
+
+    def k(x, y):
+        return (float(x @ y) / 4 + 1) ** 3
+
+    def within(z):
+        return np.mean([k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
+
+    expected = within(a) + within(b) - 2 * np.mean([k(x, y) for x in a for y in b])
+    assert compare.kid(a, b) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [20, 100, 1000])
+def test_kid_of_two_halves_is_zero_at_any_n(n):
+    """Catches a biased estimate, which would be about 6 / n here: the mean of many is 0 within three standard errors."""
+    torch.manual_seed(0)
+    values = np.array([compare.kid(torch.randn(n, 8), torch.randn(n, 8)) for _ in range(4000 // n)])
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values)) + 1e-9
+    assert values.mean() < 2 / n
+
+
+def test_precision_and_recall_by_hand():
+    """Catches roles that are exchanged, and a radius that counts the point itself as its neighbour."""
+    real = torch.tensor([[0.0], [1.0], [10.0]])  # radii to the nearest other: 1, 1, 9
+    fake = torch.tensor([[0.5], [18.0], [30.0], [31.0]])  # radii 17.5, 12, 1, 1
+    assert compare.precision_recall(real, fake, k=1) == (0.5, 1.0)
+    assert compare.precision_recall(fake, real, k=1) == (1.0, 0.5)
+    assert compare.precision_recall(real, fake[2:], k=1) == (0.0, 0.0)
+
+
+def test_collapse_costs_recall_and_noise_costs_precision():
+    """Catches scores that do not move with what they are named after."""
+    torch.manual_seed(0)
+    real, same = torch.randn(500, 8), torch.randn(500, 8)
+    collapsed, noisy = same[:5].repeat(100, 1) + 1e-3 * torch.randn(500, 8), 3 * same
+    good, few, wild = (compare.precision_recall(real, fake) for fake in (same, collapsed, noisy))
+    assert min(good) > 0.8 and few[1] < 0.05 < 0.6 < few[0] and wild[0] < 0.5 < wild[1]
+
+
+def test_diversity_is_the_ratio_of_distances():
+    torch.manual_seed(0)
+    real, fake = torch.randn(300, 5), 0.5 * torch.randn(300, 5)
+    rms = [torch.pdist(x).square().mean().sqrt().item() for x in (real, fake)]
+    assert compare.diversity(real, fake) == pytest.approx(rms[1] / rms[0], rel=1e-5)
+
+
+def test_nearest_leaves_the_image_itself_out():
+    """Catches reals that find themselves, which would make the floor 0, and copies that are not found."""
+    reals = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
+    distance, index = compare.nearest(reals[[2, 0]], reals, np.array([2, 0]))
+    assert index.tolist() == [1, 1] and distance.tolist() == pytest.approx([1, 5])
+    distance, index = compare.nearest(reals[[2, 0]] + 1e-4, reals)
+    assert index.tolist() == [2, 0] and distance.max() < 1e-2
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    """Catches an image left out at the edge of a block."""
+    torch.manual_seed(0)
+    real, fake = torch.randn(50, 6), torch.randn(50, 6) + 0.5
+    whole, index = compare.scores(real, fake, torch.cat([real, fake]), np.arange(50, 100))
+    monkeypatch.setattr(compare, "BLOCK", 7)
+    parts, other = compare.scores(real, fake, torch.cat([real, fake]), np.arange(50, 100))
+    assert parts == pytest.approx(whole, rel=1e-5) and torch.equal(index, other)
+
+
+# --- features and images -----------------------------------------------------------------------------------------------
+
+
+FILTER, FEATURE = [0.2693482, -0.1018570, 0.0556127], [0.1561414, 0.2980527, 0.1528050]  # for ever
+
+
+def painted(first: int, n: int, size: int = 32) -> np.ndarray:
+    """Built-in faces, uint8 (n, S, S, 3)."""
+    return np.stack([np.asarray(faces.paint(0, i, size)[0]) for i in range(first, first + n)])
+
+
+def features(images: np.ndarray) -> torch.Tensor:
+    return compare.extract(images.transpose(0, 3, 1, 2), np.arange(len(images)))
+
+
+def test_features_are_fixed():
+    """Catches filters that differ between machines or versions, which would make all published scores incomparable."""
+    assert [tuple(w.shape) for w in compare.filters()] == [
+        (16, 3, 3, 3),
+        (32, 16, 3, 3),
+        (64, 32, 3, 3),
+        (128, 64, 3, 3),
+    ]
+    assert compare.filters()[0].flatten()[:3].tolist() == pytest.approx(FILTER, rel=1e-6)
+    x = features(painted(0, 2))
+    assert x.shape == (2, 480) and x[0, [0, 200, 479]].tolist() == pytest.approx(FEATURE, rel=1e-3)
+
+
+def test_features_of_an_image_do_not_depend_on_the_others():
+    """Catches statistics over the batch, and rows that are mixed up between blocks."""
+    images = painted(0, 120)
+    x = features(images)
+    part = compare.extract(images.transpose(0, 3, 1, 2), np.array([29, 3, 17, 4, 5, 6, 7, 8, 9, 10]))
+    torch.testing.assert_close(part, x[[29, 3, 17, 4, 5, 6, 7, 8, 9, 10]], rtol=1e-4, atol=1e-5)
+
+
+def test_grey_images_count_as_colour_images_without_colour():
+    grey = painted(0, 3).mean(3, keepdims=True).astype(np.uint8)
+    torch.testing.assert_close(features(grey), features(np.repeat(grey, 3, 3)))
+
+
+def damaged(images: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Copies of uint8 (n, S, S, 3) with one thing wrong each."""
+    rng, n = np.random.default_rng(0), len(images)
+
+    def each(change):
+        return np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
+
+    sets = {
+        "the other half of the reals": images,
+        "mirrored": images[:, :, ::-1],
+        "blurred, 1 px": each(lambda image: image.filter(ImageFilter.GaussianBlur(1))),
+        "noise, sd 20": (images + rng.normal(0, 20, images.shape)).clip(0, 255).astype(np.uint8),
+        "8 colours each": each(lambda image: image.quantize(8, dither=Image.Dither.NONE).convert("RGB")),
+        "ten modes": images[rng.integers(0, 10, n)],
+        "one mode": images[np.zeros(n, int)],
+        "half collapsed": images[np.where(np.arange(n) % 2, 0, np.arange(n))],
+        "the mean face": np.repeat(images.mean(0, keepdims=True).astype(np.uint8), n, 0),
+    }
+    return sets if other is None else sets | {"the drawn heads": other}
+
+
+SANITY_COLUMNS = ("FD", "KIDx1000", "precision", "recall", "diversity", "nearest", "readable", "combos")
+
+
+def sanity(n: int, size: int = 32) -> dict[str, dict[str, float]]:
+    """Scores of 2 n painted faces, n the reference and n damaged in every way, and of the drawn heads if they are here."""
+    images = painted(0, 2 * n, size)
+    other = None
+    if (SHARED / "faces").exists() and n <= 4000:
+        drawn = [common.decode(f"{i}.png", size, 3, str(SHARED / "faces")) for i in range(n)]
+        other = np.stack(drawn).transpose(0, 2, 3, 1)
+    reals = features(images)
+    table = {}
+    for name, x in damaged(images[n:], other).items():
+        own = np.arange(n, 2 * n) if not table else None
+        row, _ = compare.scores(reals[:n], features(x), reals, own)
+        table[name] = row | compare.read(x.transpose(0, 3, 1, 2), np.arange(n))
+    floor = table["the other half of the reals"]["nearest"]
+    for row in table.values():
+        row["nearest"] /= floor
+    return table
+
+
+def check_order(table: dict[str, dict[str, float]]):
+    """What each score claims to see, and what it is known not to see."""
+    real, damages = (
+        table["the other half of the reals"],
+        {name: row for name, row in table.items() if "half of" not in name},
+    )
+    for name, row in damages.items():
+        assert row["FD"] > 1.1 * real["FD"], name
+        assert row["KIDx1000"] > real["KIDx1000"], name
+    for score in ("FD", "KIDx1000"):
+        value = {name: row[score] for name, row in table.items()}
+        assert value["one mode"] > value["half collapsed"] > value["noise, sd 20"]
+        assert value["one mode"] > value["ten modes"] > value["8 colours each"]
+    precision, recall, diverse, near = (
+        {n: r[s] for n, r in table.items()} for s in ("precision", "recall", "diversity", "nearest")
+    )
+    for name in ("noise, sd 20", "blurred, 1 px", "the mean face"):
+        assert precision[name] < precision["the other half of the reals"] - 0.1, name
+    for name in ("ten modes", "one mode", "the mean face"):
+        assert recall[name] < 0.1, name
+    assert precision["ten modes"] > 0.6 and recall["half collapsed"] > 0.8  # blind: the few are good, the rest diverse
+    assert diverse["one mode"] < 0.01 and diverse["half collapsed"] < 1 and diverse["mirrored"] > 0.95
+    assert near["ten modes"] < 0.1 and near["the other half of the reals"] == 1
+    assert table["one mode"]["combos"] == 1 and table["ten modes"]["combos"] <= 10 < real["combos"]
+    assert real["readable"] > 0.99 and table["the mean face"]["readable"] == 0
+
+
+def test_each_score_orders_what_it_claims():
+    """Catches features that do not see a damage, and a score that moves the wrong way."""
+    check_order(sanity(300))
+
+
+@pytest.mark.slow
+def test_sanity_table():
+    """The README's table: 2,000 painted faces against 2,000 more, damaged; printed as it stands there."""
+    table = sanity(2000)
+    print("\n| | " + " | ".join(SANITY_COLUMNS) + " |\n|---" * 1 + "|---:" * len(SANITY_COLUMNS) + "|")
+    for name, row in table.items():
+        cells = [f"{row['FD']:.3f}", f"{row['KIDx1000']:.2f}"] + [f"{row[s]:.2f}" for s in SANITY_COLUMNS[2:6]]
+        print(f"| {name} | " + " | ".join([*cells, f"{row['readable']:.0%}", str(row["combos"])]) + " |")
+    check_order(table)
+
+
+# --- a well-kept library as the oracle ---------------------------------------------------------------------------------
+
+
+def test_torch_fidelity_agrees():
+    """Catches a difference to the reference implementation: all scores on a small extractor's features."""
+    torch_fidelity = pytest.importorskip("torch_fidelity")
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class Stub(FeatureExtractorBase):
+        """Each image as 4 x 4 pixels: 48 features."""
+
+        def __init__(self, name, features_list, **_):
+            super().__init__(name, features_list)
+
+        get_provided_features_list = staticmethod(lambda: ("pixels",))
+        get_default_feature_layer_for_metric = staticmethod(lambda metric: "pixels")
+        can_be_compiled = staticmethod(lambda: False)
+
+        def forward(self, x):
+            return (torch.nn.functional.adaptive_avg_pool2d(x.float() / 255, 4).flatten(1),)
+
+    if "stub" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+        torch_fidelity.register_feature_extractor("stub", Stub)
+    images = painted(0, 240).transpose(0, 3, 1, 2)
+    blurred = damaged(painted(120, 120), None)["blurred, 1 px"].transpose(0, 3, 1, 2)
+    real = compare.Chosen(images, np.arange(120))
+    for fake in (compare.Chosen(images, np.arange(120, 240)), compare.Chosen(blurred, np.arange(120))):
+        theirs = compare.fidelity(real, fake, feature_extractor="stub")
+        x, y = (Stub("stub", ["pixels"])(torch.stack([s[i] for i in range(120)]))[0] for s in (real, fake))
+        precision, recall = compare.precision_recall(x, y)
+        ours = {
+            "FID": compare.frechet(x, y),
+            "IncKIDx1000": 1000 * compare.kid(x, y),
+            "Inc.prec": precision,
+            "Inc.recall": recall,
+        }
+        assert theirs.pop("IncKIDx1000") == pytest.approx(ours.pop("IncKIDx1000"), abs=2e-3)  # theirs is in float32
+        assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
+    """Catches silence about FID, and weights that are looked for after hours of work."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    assert compare.inception_weights(None) is None and "pip install torch-fidelity" in capsys.readouterr().out
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: True)
+    assert compare.inception_weights(None) is None and compare.INCEPTION_URL in capsys.readouterr().out
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / compare.INCEPTION).touch()
+    assert compare.inception_weights(None) == str(tmp_path / "checkpoints" / compare.INCEPTION)
+    with refused(capsys, 2, "nowhere.pth", compare.INCEPTION_URL):
+        compare.inception_weights("nowhere.pth")
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(folder, tmp_path):
+    run("dcgan", folder, tmp_path / "run", "--steps", "1", "--sample-mode", "batch")
+    return tmp_path / "run"
+
+
+def command(tmp_path, *words) -> list[dict]:
+    return compare.main(["--out", str(tmp_path / "out"), "--count", "10", *map(str, words)])
+
+
+def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
+    """Catches rows out of order, another size than the run's, files that are missing or that differ from the table."""
+    rows = command(tmp_path, folder, run_folder, folder)
+    printed = capsys.readouterr().out
+    assert [row["name"] for row in rows] == ["real", str(run_folder), str(folder)] and "size: 16;" in printed
+    assert len(list((run_folder / "generated").glob("*.png"))) == 10
+    assert rows[0]["nearest"] == 1 and rows[1]["FD"] > rows[2]["FD"] and rows[2]["nearest"] < 0.1
+    with open(tmp_path / "out/table.csv", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    for row, line in zip(rows, written, strict=True):
+        assert {name: str(value) for name, value in row.items()}.items() <= line.items()
+        assert (line["n"], line["size"], line["reals"]) == ("10", "16", "24") and torch.__version__ in line["versions"]
+        assert row["name"] in printed
+    for name in ("samples.png", "nearest.png"):
+        assert Image.open(tmp_path / "out" / name).width == 3 * (4 * 66 + 16)
+    assert "readable" not in rows[0]  # not the built-in faces
+
+
+def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):
+    """Catches scores of an older checkpoint, and samples drawn again for nothing."""
+    file = run_folder / "generated/00000.png"
+    times = []
+    for change in (lambda: None, lambda: None, lambda: os.utime(run_folder / "last.pt"), file.unlink):
+        change()
+        command(tmp_path, folder, run_folder)
+        times.append(file.stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2] < times[3]
+
+
+def test_built_in_faces_are_read(tmp_path, monkeypatch):
+    """Catches a reader that is not asked, or that gets images in another order of axes."""
+    monkeypatch.setattr(common, "FACES", 40)
+    (tmp_path / "painted").mkdir()
+    for i in range(12):
+        faces.paint(1, i, 32)[0].save(tmp_path / f"painted/{i}.png")
+    rows = command(tmp_path, "faces", tmp_path / "painted", "--size", "32")
+    assert [row["readable"] for row in rows] == [1, 1] and 5 <= rows[1]["combos"] <= 10
+
+
+def test_the_picture_shows_the_same_number_of_each(folder, tmp_path):
+    """Catches tiles in the wrong column, scaled unevenly or out of order."""
+    columns = {
+        name: np.full((8, 3, 16, 16), value, np.uint8) for name, value in (("real", 10), ("a/long/name" * 9, 200))
+    }
+    columns["real"][5] = 77
+    compare.sheet(columns, tmp_path / "sheet.png")
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))[24:]
+    assert picture.shape == (2 * 66, 2 * (4 * 66 + 16), 3)
+    assert (picture[66:130, 8 + 66 : 8 + 130] == 77).all() and (picture == 77).sum() == 64 * 64 * 3
+    assert (picture == 10).sum() == 7 * 64 * 64 * 3 and (picture[:, 4 * 66 + 24 :] == 200).sum() == 8 * 64 * 64 * 3
+
+
+def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
+    """Catches a count that is cut silently, and tracebacks for what a user can mistake."""
+    with refused(capsys, 2, "24 images", "at most 12"):
+        command(tmp_path, folder, run_folder, "--count", "13")
+    (tmp_path / "few").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"few/{i}.png")
+    with refused(capsys, 2, "few has 4 images", "at most 4"):
+        command(tmp_path, folder, tmp_path / "few")
+    with refused(capsys, 2, "does not exist"):
+        command(tmp_path, folder, tmp_path / "nowhere")
+    with refused(capsys, 2, "--count"):
+        command(tmp_path, folder, run_folder, "--count", "0")
+    (run_folder / "last.pt").rename(run_folder / "other.pt")
+    with refused(capsys, 2, "no checkpoint"):
+        command(tmp_path, folder, run_folder)
+    (run_folder / "args.json").write_text('{"script": "os"}')
+    with refused(capsys, 2, "os.py"):
+        command(tmp_path, folder, run_folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_images_are_streamed(tmp_path, monkeypatch):
+    """Catches a copy of all images in memory: 2,000 more of 128 px would be 98 MB."""
+    monkeypatch.setattr(compare, "filters", lambda: [torch.zeros(1, 3, 3, 3)])
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(3000, 3, 128, 128))
+    peaks = []
+    for count in (1000, 3000):
+        peak, done = [0], threading.Event()
+
+        def watch(peak=peak, done=done):
+            while not done.wait(0.005):
+                peak[0] = max(peak[0], int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        compare.extract(images, np.arange(count))
+        done.set()
+        watcher.join()
+        peaks.append(peak[0])
+    assert peaks[1] - peaks[0] < 40_000, peaks
