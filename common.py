@@ -166,7 +166,7 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
     """
     if args.path is None:
         where, source, make, names = "the built-in data", "faces", paint, [str(i) for i in range(FACES)]
-        content = Path(faces.__file__).read_text(encoding="utf-8")
+        content = f"{FACES} {Path(faces.__file__).read_text(encoding='utf-8')}"
     else:
         where, source, folder = f"--path {args.path}", os.path.realpath(args.path), Path(args.path)
         make = functools.partial(decode, folder=args.path)

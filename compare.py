@@ -4,17 +4,19 @@
     python compare.py data/anime runs/dcgan runs/wgan_gp --count 5000   # runs on a folder
     python compare.py data/anime samples/of/another/project --size 64   # any folder of images
 
-A run's images are drawn by its own script (--sample) or taken from its generated/ when that is newer than last.pt.
-Reals and samples go through the cache of training: 8 bits a channel, one size. --count of the reals are the reference,
-as many others make the first row of the table: what a perfect generator would get. The scores:
+A run's images are the first --count of its generated/, which its own script draws (anew, if they are too few or older
+than last.pt). Reals and samples go through the cache of training: 8 bits a channel, one size. --count of the reals are
+the reference, as many others make the first row of the table: what a perfect generator would get. The scores:
 
-    FD          Frechet distance of two Gaussians fitted to the features (as FID, but other features)        0 is best
-    KIDx1000    unbiased squared MMD, kernel (x y / d + 1)^3 (arXiv 1801.01401), times 1000                  0 is best
-    precision   share of samples that lie among the reals, recall: of reals that lie among the samples (1904.06991)
-    diversity   root mean square distance between samples, over that between reals                           1 is best
-    nearest     median distance to the nearest of all reals, over that of a real: towards 0 the run has memorised
+    FD          Frechet distance of two Gaussians fitted to the features (as FID, but other features); 0 is best; grows
+                when --count falls, most below the number of features
+    KIDx1000    unbiased squared MMD, kernel (x y / d + 1)^3 (arXiv 1801.01401), times 1000; 0 is best (or just below)
+    precision   share of samples that are nearer to some real than its third nearest real is (arXiv 1904.06991)
+    recall      share of reals that are nearer to some sample than its third nearest sample is
+    diversity   root mean square distance of the features of two samples, over that of two reals; 1 is best
+    nearest     median distance to the nearest of all reals, over that of a real: 0 for copies; near 1 proves nothing
     readable    built-in faces: share that faces.py can read as a face; combos: of the 132 of hair and eyes, those that
-                at least 3 of 2,000 samples show
+                3 of 2,000 samples show (0.15 % of --count)
 
 Features are means and spreads of the maps of a small convolutional network with fixed random weights: nothing to
 download, the same on every machine. They are not Inception's, so FD is not FID. With torch-fidelity installed and its
@@ -25,7 +27,9 @@ import argparse
 import collections
 import csv
 import functools
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -50,15 +54,22 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("real", help="folder of the training images, or 'faces' for the built-in ones")
+    parser.add_argument("real", help="folder of the training images, or faces: the built-in ones (a folder is ./faces)")
     parser.add_argument("others", nargs="+", metavar="run_or_folder", help="folders of runs or of images")
-    parser.add_argument("--count", type=common.between(10), default=2000, help="images of each (2000)")
+    parser.add_argument("--count", type=common.between(4), default=2000, help="images of each (2000)")
     parser.add_argument("--size", type=common.image_size, help="width and height (those of the first run, else 64)")
-    parser.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION}, trusted: it could run code")
+    parser.add_argument("--inception-weights", metavar="FILE", help=INCEPTION)
     parser.add_argument("--out", default="runs/compare", help="where table.csv and the pictures go (runs/compare)")
     parser.add_argument("--cache", default=common.CACHE, help=f"folder for the decoded images ({common.CACHE})")
     args = parser.parse_args(argv)
-    args.runs = {name: run_settings(Path(name)) for name in args.others if Path(name, "args.json").exists()}
+    for name in args.others:
+        if not Path(name).is_dir() or name == "real" or args.others.count(name) > 1:
+            parser.error(f"{name} is no folder, or there twice, or the name of the first row (a folder is ./{name})")
+    if run_settings(args.real):
+        parser.error(f"{args.real} is a run: name the folder of the real images first, or faces for the built-in ones")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        parser.error(f"--out {args.out} is a file: name a folder")
+    args.runs = {name: run_settings(name) for name in args.others if run_settings(name)}
     first = next(iter(args.runs.values()), {})
     args.size, args.channels, args.batch = args.size or first.get("size", 64), first.get("channels", 3), 1
     return args
@@ -67,14 +78,17 @@ def parse_args(argv=None) -> argparse.Namespace:
 # --- images --------------------------------------------------------------------------------------------------------
 
 
-def run_settings(run: Path) -> dict:
-    """args.json of a run: the script that made it, and its flags."""
-    settings = json.loads((run / "args.json").read_text(encoding="utf-8"))
-    if not Path(__file__).with_name(f"{settings['script']}.py").exists():
-        common.fail(f"{run} was made by {settings['script']}.py, which is not beside compare.py")
-    if not (run / "last.pt").exists():
-        common.fail(f"{run} has no checkpoint last.pt yet: let its training save first")
-    return settings
+def run_settings(folder: str) -> dict:
+    """args.json of a run: the script that made it, and its flags; {} if the folder is none."""
+    try:
+        settings = json.loads(Path(folder, "args.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if "script" in settings and not Path(__file__).with_name(f"{settings['script']}.py").exists():
+        common.fail(f"{folder} was made by {settings['script']}.py, which is not beside compare.py")
+    if "script" in settings and not Path(folder, "last.pt").exists():
+        common.fail(f"{folder} has no checkpoint last.pt yet: let its training save first")
+    return settings if "script" in settings else {}
 
 
 def samples(run: str, args) -> str:
@@ -83,7 +97,7 @@ def samples(run: str, args) -> str:
     images = list(folder.glob("*.png"))
     if len(images) < args.count or min(f.stat().st_mtime for f in images) < checkpoint.stat().st_mtime:
         script = importlib.import_module(args.runs[run]["script"])
-        script.main(["--out", run, "--sample", str(args.count), "--cache", args.cache])
+        script.main(["--out", run, "--sample", str(args.count)])
     return str(folder)
 
 
@@ -183,14 +197,14 @@ def diversity(real: Tensor, fake: Tensor) -> float:
 
 def nearest(x: Tensor, reals: Tensor, own: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
     """Distance to and index of the nearest real, (n,) each; `own` are the places of x itself among the reals."""
-    distances, indices = [], []
+    indices = []
     for start in range(0, len(x), BLOCK):
         d = torch.cdist(x[start : start + BLOCK], reals)
         if own is not None:
             d[torch.arange(len(d)), torch.from_numpy(own[start : start + BLOCK])] = math.inf
-        for values, found in zip(d.min(1), (distances, indices), strict=True):
-            found.append(values)
-    return torch.cat(distances), torch.cat(indices)
+        indices.append(d.argmin(1))
+    index = torch.cat(indices)
+    return (x - reals[index]).norm(dim=1), index  # again, because cdist rounds: copies are at 0
 
 
 def scores(reference: Tensor, x: Tensor, reals: Tensor, own: np.ndarray | None = None) -> tuple[dict, Tensor]:
@@ -224,12 +238,13 @@ class Chosen(torch.utils.data.Dataset):
 
 
 def fidelity(real: Chosen, fake: Chosen, **extractor) -> dict[str, float]:
-    """FID, KID, precision and recall by torch-fidelity; KID over all images instead of random subsets."""
+    """FID, KID (of at most 5,000 images), precision and recall by torch-fidelity, on Inception's features."""
     from torch_fidelity import calculate_metrics
 
-    options = {"fid": True, "kid": True, "prc": True, "kid_subsets": 1, "kid_subset_size": len(fake), **extractor}
+    options = {"fid": True, "kid": True, "prc": True, "kid_subsets": 1, "kid_subset_size": min(len(fake), 5000)}
     options |= {"cuda": torch.cuda.is_available(), "cache": False, "save_cpu_ram": True, "verbose": False}
-    found = calculate_metrics(input1=fake, input2=real, **options)
+    options |= {"feature_extractor": "inception-v3-compat", "prc_batch_size": BLOCK}
+    found = calculate_metrics(input1=fake, input2=real, **(options | extractor))
     row = {"FID": found["frechet_inception_distance"], "IncKIDx1000": 1000 * found["kernel_inception_distance_mean"]}
     return row | {"Inc.prec": found["precision"], "Inc.recall": found["recall"]}
 
@@ -240,9 +255,11 @@ def inception_weights(given: str | None) -> str | None:
     if given and not path.is_file():
         common.fail(f"there is no file {given}: download {INCEPTION_URL}")
     if importlib.util.find_spec("torch_fidelity") is None:
-        print("no FID: it needs `pip install torch-fidelity`")
+        print('no FID: it needs `pip install "torch-fidelity>=0.4"`')
     elif not path.is_file():
         print(f"no FID: torch-fidelity needs {INCEPTION_URL}, named by --inception-weights")
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(INCEPTION[-12:-4]):
+        common.fail(f"{path} is damaged or another file: download {INCEPTION_URL}")
     else:
         return str(path)
 
@@ -271,9 +288,7 @@ def main(argv=None) -> list[dict]:
     built_in = args.real == "faces"
     real = load(None if built_in else args.real, args)
     if len(real) < 2 * args.count:
-        common.fail(
-            f"{args.real} has {len(real)} images: --count can be at most {len(real) // 2}, half to compare with"
-        )
+        common.fail(f"{args.real} has {len(real)} images: --count can be at most {len(real) // 2}, half against half")
     order = np.random.default_rng(0).permutation(len(real))
     reference, held_out = order[: args.count], order[args.count : 2 * args.count]
     chosen = {"real": (real, held_out)}
@@ -281,7 +296,8 @@ def main(argv=None) -> list[dict]:
         images = load(samples(name, args) if name in args.runs else name, args)
         if len(images) < args.count:
             common.fail(f"{name} has {len(images)} images: --count can be at most {len(images)}")
-        chosen[name] = images, np.random.default_rng(0).permutation(len(images))[: args.count]
+        shuffled = np.random.default_rng(1).permutation(len(images))  # 1: not the reference again
+        chosen[name] = images, (np.arange(len(images)) if name in args.runs else shuffled)[: args.count]
 
     reals = extract(real, np.arange(len(real)))
     rows, grids, pairs = [], {}, {}
@@ -294,18 +310,19 @@ def main(argv=None) -> list[dict]:
         rows.append({"name": name, "n": args.count} | row)
         grids[name], beside = next(blocks(images, places[:32])), next(blocks(real, index[:16].numpy()))
         pairs[name] = np.stack([grids[name][:16], beside], 1).reshape(-1, *beside.shape[1:])
-    floor = rows[0]["nearest"]
+    floor = rows[0]["nearest"] or math.nan  # 0 when most reals are there twice
     for row in rows:
         row["nearest"] /= floor
 
     versions = f"torch {torch.__version__}, numpy {np.__version__}, pillow {PIL.__version__}"
+    versions += f", torch-fidelity {importlib.metadata.version('torch-fidelity')} (Inception)" if weights else ""
     about = {"real": args.real, "reals": len(real), "size": args.size, "resize": "centre crop, Lanczos"}
-    about |= {"features": f"random convolutions, {reals.shape[1]}", "versions": versions}
+    about |= {"channels": args.channels, "features": f"random convolutions, {reals.shape[1]}", "versions": versions}
     wide = max(len(name) for name in chosen) + 2
     print("\n" + "; ".join(f"{key}: {value}" for key, value in about.items()) + "\n")
-    print(" " * wide + "".join(f"{column:>11}" for column in list(rows[0])[1:]))
+    print(" " * wide + "".join(f"{column:>13}" for column in list(rows[0])[1:]))
     for row in rows:
-        cells = [f"{value:11d}" if isinstance(value, int) else f"{value:11.4f}" for value in list(row.values())[1:]]
+        cells = [f"{value:13d}" if isinstance(value, int) else f"{value:13.4f}" for value in list(row.values())[1:]]
         print(f"{row['name']:{wide}}" + "".join(cells))
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -315,7 +332,7 @@ def main(argv=None) -> list[dict]:
         writer.writerows(row | about for row in rows)
     sheet(grids, out / "samples.png")
     sheet(pairs, out / "nearest.png")
-    print(f"\nwritten to {out}: table.csv, samples.png, nearest.png (each image beside the nearest real)")
+    print(f"\nwritten to {out}: table.csv, samples.png, nearest.png (pairs: an image, the nearest real)")
     return rows
 
 

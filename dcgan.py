@@ -1,13 +1,15 @@
-"""DCGAN - Radford, Metz, Chintala 2015, "Unsupervised Representation Learning with DCGANs", arXiv 1511.06434.
+"""DCGAN - Radford, Metz, Chintala 2015, arXiv 1511.06434.
+
+"Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks"
 
     max_D  E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z))))        max_G  E log sigmoid(D(G(z)))
 
 What is specific to this file: convolutions only, BatchNorm in both networks (not at G's end nor at D's start), and the
 non-saturating loss on logits. The other noise scripts change the losses, the loop or D.
 
-Differs from the paper as everybody does today (dcgan.torch, pytorch/examples): kernels of 4x4 for 5x5, width 64,
-batch 64, normal noise, D and G updated on every batch, G's on the fakes that D has seen. Samples come from a moving
-average of G (arXiv 1710.10196).
+Differs from the paper as everybody does today (dcgan.torch, pytorch/examples): kernels of 4x4 (authors: 5x5), width 64
+(128), batch 64 (128), normal noise (uniform), D and G updated on every batch (in turn), G on the fakes that D has seen.
+Samples come from a moving average of G (arXiv 1710.10196).
 
     python dcgan.py                                        # built-in faces, a few minutes on a CPU
     python dcgan.py --path data/anime --size 64            # any folder of images
@@ -53,8 +55,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
     group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation of G")
     group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
+    label = common.between(0.0, 1.0)
+    group.add_argument("--real-label", type=label, nargs=2, default=[1.0, 1.0], help="lowest and highest target of D")
+    group.add_argument("--fake-label", type=label, nargs=2, default=[0.0, 0.0], help="the same, for generated images")
+    group.add_argument("--dropout", type=common.between(0.0, 0.99), default=0.0, help="rate before D's last layer")
+    group.add_argument("--g-steps", type=common.between(1), default=1, help="updates of G for each of D")
     group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=common.between(1), default=50_000, help="updates of G in total")
+    group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
     group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
@@ -99,7 +106,7 @@ class Discriminator(nn.Module):
         layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]  # (N, w, S/2, S/2)
         for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, s/2, s/2), to (N, 8w, 4, 4)
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        layers += [nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]  # (N, 1, 1, 1) -> (N,)
+        layers += [nn.Dropout(args.dropout), nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]  # (N, 1, 1, 1) -> (N,)
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +123,19 @@ def init_weights(module: nn.Module):
         nn.init.zeros_(module.bias)
 
 
-def d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    return softplus(-real).mean() + softplus(fake).mean()  # -E log sigmoid(real) - E log(1 - sigmoid(fake))
+def labels(scores: Tensor, bounds: list[float]) -> Tensor:
+    """D's targets (N,), uniform in [low, high] and drawn for every image."""
+    low, high = bounds
+    return low + (high - low) * torch.rand_like(scores)
+
+
+def cross_entropy(scores: Tensor, t: Tensor | float) -> Tensor:
+    return (t * softplus(-scores) + (1 - t) * softplus(scores)).mean()  # -E [t log sigmoid + (1 - t) log(1 - sigmoid)]
+
+
+def d_loss(real: Tensor, fake: Tensor, t_real: Tensor | float = 1.0, t_fake: Tensor | float = 0.0) -> Tensor:
+    # with targets 1 and 0: -E log sigmoid(real) - E log(1 - sigmoid(fake))
+    return cross_entropy(real, t_real) + cross_entropy(fake, t_fake)
 
 
 def g_loss(fake: Tensor) -> Tensor:
@@ -125,13 +143,14 @@ def g_loss(fake: Tensor) -> Tensor:
 
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
-    """One update of D and one of G, on one batch of images and one of noise."""
+    """One update of D and g_steps of G, the first on the noise that D has seen."""
     # (1) D: maximise E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z))))
     D.requires_grad_(True)
     x_real = next(data)
     with autocast(args):
         x_fake = G(noise(len(x_real), args))  # with its graph: (2) uses it again
-        loss_D = d_loss(D(x_real), D(x_fake.detach()))  # apart: each batch has its own BatchNorm statistics
+        real, fake = D(x_real), D(x_fake.detach())  # apart: each batch has its own BatchNorm statistics
+        loss_D = d_loss(real, fake, labels(real, args.real_label), labels(fake, args.fake_label))
     step(opt_D, loss_D)
 
     # (2) G: maximise E log sigmoid(D(G(z)))
@@ -139,6 +158,10 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     with autocast(args):
         loss_G = g_loss(D(x_fake))
     step(opt_G, loss_G)
+    for _ in range(args.g_steps - 1):
+        with autocast(args):
+            loss_G = g_loss(D(G(noise(len(x_real), args))))
+        step(opt_G, loss_G)
     return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach()}
 
 

@@ -1,14 +1,19 @@
 """What all tests share: one thread, a cache of their own, small folders of images, and scripts run in-process."""
 
+import atexit
 import importlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = (
     "1"  # on a busy machine two threads are slower than one
 )
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gan-tests-")  # before common reads it
+if "GAN_TESTS_CACHE" not in os.environ:  # the processes that tests start share it
+    os.environ["GAN_TESTS_CACHE"] = tempfile.mkdtemp(prefix="gan-tests-")
+    atexit.register(shutil.rmtree, os.environ["GAN_TESTS_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["GAN_TESTS_CACHE"]  # before common reads it
 
 import pytest
 import torch
@@ -19,7 +24,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-SCRIPTS = ["dcgan", "wgan_gp"]
+SCRIPTS = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]
 TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu"]
 
 

@@ -3,14 +3,11 @@
 import csv
 import math
 import os
-import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, run
+from conftest import SHARED, module, run
 from PIL import Image, ImageFilter
 from test_training import refused
 
@@ -109,6 +106,11 @@ def test_nearest_leaves_the_image_itself_out():
     assert index.tolist() == [1, 1] and distance.tolist() == pytest.approx([1, 5])
     distance, index = compare.nearest(reals[[2, 0]] + 1e-4, reals)
     assert index.tolist() == [2, 0] and distance.max() < 1e-2
+    many = torch.randn(50, 400) + 10
+    assert (compare.nearest(many[:30], many)[0] == 0).all()  # where a distance by matrix product is not exactly 0
+    x = torch.tensor([[0.0, 0], [0, 1], [1, 0], [0, 9], [9, 0]])
+    row, _ = compare.scores(x + 1, x, torch.zeros(1, 2))
+    assert row["nearest"] == 1  # the median, not the mean
 
 
 def test_blocks_do_not_matter(monkeypatch):
@@ -288,16 +290,40 @@ def test_torch_fidelity_agrees():
         assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
+def test_torch_fidelity_is_asked_for_inception(folder, run_folder, tmp_path, monkeypatch, capsys):
+    """Catches its default for precision and recall, a VGG; roles that are exchanged; scores that are not in the table."""
+    torch_fidelity, calls = pytest.importorskip("torch_fidelity"), []
+    names = ("frechet_inception_distance", "kernel_inception_distance_mean", "precision", "recall")
+
+    def spy(**options):
+        calls.append(options)
+        return dict(zip(names, (12.5, 0.003, 0.75, 0.5), strict=True))
+
+    monkeypatch.setattr(torch_fidelity, "calculate_metrics", spy)
+    monkeypatch.setattr(compare, "inception_weights", lambda given: "weights.pth")
+    rows = command(tmp_path, folder, run_folder)
+    assert [rows[1][name] for name in ("FID", "IncKIDx1000", "Inc.prec", "Inc.recall")] == [12.5, 3, 0.75, 0.5]
+    for options in calls:
+        assert options["feature_extractor"] == "inception-v3-compat" and options["kid_subset_size"] == 10
+        assert options["feature_extractor_weights_path"] == "weights.pth" and options["input2"].images.shape[0] == 24
+    assert calls[1]["input1"].images.shape[0] == 10 and calls[1]["input1"][3].dtype == torch.uint8
+    assert "torch-fidelity 0." in capsys.readouterr().out
+
+
 def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
     """Catches silence about FID, and weights that are looked for after hours of work."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
-    assert compare.inception_weights(None) is None and "pip install torch-fidelity" in capsys.readouterr().out
+    assert compare.inception_weights(None) is None and "torch-fidelity>=0.4" in capsys.readouterr().out
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: True)
     assert compare.inception_weights(None) is None and compare.INCEPTION_URL in capsys.readouterr().out
+    monkeypatch.setattr(compare, "INCEPTION", "weights-e3b0c442.pth")  # SHA-256 of an empty file
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / compare.INCEPTION).touch()
-    assert compare.inception_weights(None) == str(tmp_path / "checkpoints" / compare.INCEPTION)
+    (tmp_path / "checkpoints/weights-e3b0c442.pth").touch()
+    assert compare.inception_weights(None) == str(tmp_path / "checkpoints/weights-e3b0c442.pth")
+    (tmp_path / "other.pth").write_bytes(b"another file")
+    with refused(capsys, 2, "other.pth", "damaged or another file"):
+        compare.inception_weights(str(tmp_path / "other.pth"))
     with refused(capsys, 2, "nowhere.pth", compare.INCEPTION_URL):
         compare.inception_weights("nowhere.pth")
 
@@ -321,7 +347,10 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert [row["name"] for row in rows] == ["real", str(run_folder), str(folder)] and "size: 16;" in printed
     assert len(list((run_folder / "generated").glob("*.png"))) == 10
-    assert rows[0]["nearest"] == 1 and rows[1]["FD"] > rows[2]["FD"] and rows[2]["nearest"] < 0.1
+    assert rows[0]["nearest"] == 1 and rows[1]["FD"] > rows[2]["FD"] and rows[2]["nearest"] == 0
+    assert rows[2]["FD"] > 0.3 * rows[0]["FD"] > 0  # the data itself: other images than those of the reference
+    pairs = np.asarray(Image.open(tmp_path / "out/nearest.png"))[24:, 2 * 280 + 8 :].reshape(-1, 66, 272, 3)
+    assert all((row[:, :66] == row[:, 66:132]).all() for row in pairs[:2])  # a copy beside its original
     with open(tmp_path / "out/table.csv", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     for row, line in zip(rows, written, strict=True):
@@ -331,6 +360,34 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
     for name in ("samples.png", "nearest.png"):
         assert Image.open(tmp_path / "out" / name).width == 3 * (4 * 66 + 16)
     assert "readable" not in rows[0]  # not the built-in faces
+
+
+def test_scores_do_not_depend_on_what_was_drawn_before(folder, run_folder, tmp_path):
+    """Catches another choice of images when more than --count are there."""
+    fresh = command(tmp_path, folder, run_folder)
+    module("dcgan").main(["--out", str(run_folder), "--sample", "40"])
+    assert command(tmp_path, folder, run_folder) == fresh
+
+
+def test_grey_runs(folder, tmp_path):
+    """Catches colour reals beside grey samples, which would score their colour and nothing else."""
+    run("dcgan", folder, tmp_path / "run", "--steps", "1", "--channels", "1")
+    command(tmp_path, folder, tmp_path / "run")
+    picture = np.asarray(Image.open(tmp_path / "out/samples.png")).astype(int)[24:]
+    assert (picture == picture[:, :, :1]).all()
+
+
+def test_combinations_are_counted_from_a_share(monkeypatch):
+    """Catches a fixed threshold: 3 of 2,000 samples, so 6 of 4,000, and 1 of 10."""
+    names = np.repeat(["red", "blue", "green"], [3990, 6, 4])
+    read = {"hair": names, "eyes": names, "readable": np.ones(4000, bool)}
+    monkeypatch.setattr(compare, "blocks", lambda images, rows: [np.zeros((1, 3, 1, 1), np.uint8)])
+    monkeypatch.setattr(faces, "read_attributes", lambda images: read)
+    assert compare.read(None, np.arange(4000))["combos"] == 2
+    read["eyes"] = np.where(names == "blue", "unreadable", names)
+    assert compare.read(None, np.arange(4000))["combos"] == 1
+    read["readable"] = names == "green"
+    assert compare.read(None, np.arange(4000)) == {"readable": 0.001, "combos": 0}
 
 
 def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):
@@ -376,8 +433,23 @@ def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
         Image.new("RGB", (16, 16)).save(tmp_path / f"few/{i}.png")
     with refused(capsys, 2, "few has 4 images", "at most 4"):
         command(tmp_path, folder, tmp_path / "few")
-    with refused(capsys, 2, "does not exist"):
-        command(tmp_path, folder, tmp_path / "nowhere")
+    for words in (
+        (folder, "nowhere"),
+        (folder, run_folder, run_folder),
+        (folder, "real"),
+        (folder, run_folder / "last.pt"),
+    ):
+        with refused(capsys, 2, str(words[-1]), "no folder, or there twice"):
+            command(tmp_path, *words)
+    with refused(capsys, 2, "missing", "does not exist"):
+        command(tmp_path, "missing", run_folder)
+    with refused(capsys, 2, str(run_folder), "is a run"):
+        command(tmp_path, run_folder, folder)
+    with refused(capsys, 2, "last.pt is a file"):
+        command(tmp_path, folder, run_folder, "--out", run_folder / "last.pt")
+    (folder / "args.json").write_text('{"lr": 1}')  # of another project
+    command(tmp_path, folder, run_folder)
+    (folder / "args.json").unlink()
     with refused(capsys, 2, "--count"):
         command(tmp_path, folder, run_folder, "--count", "0")
     (run_folder / "last.pt").rename(run_folder / "other.pt")
@@ -388,23 +460,22 @@ def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
         command(tmp_path, folder, run_folder)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_images_are_streamed(tmp_path, monkeypatch):
-    """Catches a copy of all images in memory: 2,000 more of 128 px would be 98 MB."""
-    monkeypatch.setattr(compare, "filters", lambda: [torch.zeros(1, 3, 3, 3)])
-    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(3000, 3, 128, 128))
-    peaks = []
-    for count in (1000, 3000):
-        peak, done = [0], threading.Event()
+class Counted:
+    """Stands for images on disk: notes how many are read at a time, and refuses to become one array."""
 
-        def watch(peak=peak, done=done):
-            while not done.wait(0.005):
-                peak[0] = max(peak[0], int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
+    shape, asked = (10_000, 3, 16, 16), ()
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        compare.extract(images, np.arange(count))
-        done.set()
-        watcher.join()
-        peaks.append(peak[0])
-    assert peaks[1] - peaks[0] < 40_000, peaks
+    def __getitem__(self, rows):
+        self.asked = (*self.asked, len(rows))
+        return np.zeros((len(rows), 3, 16, 16), np.uint8)
+
+    def __array__(self, *_, **__):
+        raise AssertionError("all images at once")
+
+
+@pytest.mark.parametrize("reads", [compare.extract, compare.read])
+def test_images_are_streamed(reads):
+    """Catches a copy of all images in memory: more images than memory is fine."""
+    images = Counted()
+    reads(images, np.arange(1000))
+    assert sum(images.asked) == 1000 and max(images.asked) <= 100

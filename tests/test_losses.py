@@ -22,7 +22,20 @@ EXPECTED = {
         (2 * LN2, LN2),
         (2 * 0.3132617, 1.3132617),
     ),
+    "lsgan": (
+        sum((r - 1) ** 2 / 2 for r in REAL.tolist()) / 4 + sum(f**2 / 2 for f in FAKE.tolist()) / 4,
+        sum((f - 1) ** 2 / 2 for f in FAKE.tolist()) / 4,
+        (0.5, 0.5),
+        (0.5, 2),
+    ),
+    "wgan": (sum(FAKE.tolist()) / 4 - sum(REAL.tolist()) / 4, -sum(FAKE.tolist()) / 4, (0, 0), (-2, 1)),
     "wgan_gp": (sum(FAKE.tolist()) / 4 - sum(REAL.tolist()) / 4, -sum(FAKE.tolist()) / 4, (0, 0), (-2, 1)),
+    "sngan": (
+        sum(max(0, 1 - r) for r in REAL.tolist()) / 4 + sum(max(0, 1 + f) for f in FAKE.tolist()) / 4,
+        -sum(FAKE.tolist()) / 4,
+        (2, 0),
+        (0, 1),
+    ),
 }
 
 
@@ -40,11 +53,80 @@ def test_values(script):
 
 @pytest.mark.parametrize("script", EXPECTED)
 def test_gradients_push_the_right_way(script):
-    """Catches a flipped sign: D raises real and lowers fake scores, G raises fake ones."""
-    m, real, fake = module(script), REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
+    """Catches a flipped sign: between the targets D raises real and lowers fake scores, and G raises fake ones."""
+    m = module(script)
+    real, fake = (torch.tensor(x, requires_grad=True) for x in ([0.3, 0.1, 0.8, 0.5], [0.2, 0.9, 0.4, 0.6]))
     d_real, d_fake = torch.autograd.grad(m.d_loss(real, fake), (real, fake))
     (g_fake,) = torch.autograd.grad(m.g_loss(fake), fake)
     assert (d_real < 0).all() and (d_fake > 0).all() and (g_fake < 0).all()
+
+
+def test_hinge_is_flat_beyond_the_margin():
+    """Catches a margin of another width, and a hinge for G: only scores within it pull D, all of them pull G."""
+    m = module("sngan")
+    real, fake = (
+        torch.tensor([0.99, 1.01, 5.0], requires_grad=True),
+        torch.tensor([-0.99, -1.01, -5.0], requires_grad=True),
+    )
+    d_real, d_fake = torch.autograd.grad(m.d_loss(real, fake), (real, fake))
+    (g_fake,) = torch.autograd.grad(m.g_loss(5 * fake * fake - 20), fake)  # from -15 to 105: G's gradient is constant
+    torch.testing.assert_close(d_real, torch.tensor([-1 / 3, 0, 0]))
+    torch.testing.assert_close(d_fake, torch.tensor([1 / 3, 0, 0]))
+    torch.testing.assert_close(g_fake, -10 * fake.detach() / 3)
+
+
+def test_hinge_optimal_discriminator():
+    """Catches a wrong pairing or constant: free scores on a finite set reach 2 sum min(p, q), with D = sign(p - q)."""
+    m, p, q = module("sngan"), torch.tensor([4.0, 3, 2, 1]) / 10, torch.tensor([1.0, 2, 3, 4]) / 10
+    grid = torch.linspace(-3, 3, 601)
+    loss = torch.stack([
+        p[i] * torch.stack([m.d_loss(s[None], torch.tensor([-9.0])) for s in grid])
+        + q[i] * torch.stack([m.d_loss(torch.tensor([9.0]), s[None]) for s in grid])
+        for i in range(4)
+    ])  # fmt: skip
+    assert loss.min(1).values.sum().item() == pytest.approx(2 * torch.minimum(p, q).sum().item(), abs=1e-5)
+    assert torch.allclose(grid[loss.argmin(1)], torch.tensor([1.0, 1, -1, -1]), atol=0.02)
+
+
+@pytest.mark.parametrize("a, b", [(0.0, 1.0), (-1.0, 1.0)])
+def test_lsgan_optimal_discriminator(a, b):
+    """Catches a missing factor or exchanged codes: D* = (b p + a q) / (p + q), the loss (b - a)^2 / 2 sum p q / (p + q)."""
+    p, q = torch.tensor([4, 3, 2, 1]), torch.tensor([1, 2, 3, 4])
+    scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
+    optimiser = torch.optim.SGD([scores], 1.0)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = module("lsgan").d_loss(scores[real], scores[fake], b, a)
+        loss.backward()
+        optimiser.step()
+    p, q = p / 10, q / 10
+    assert torch.allclose(scores.detach(), ((b * p + a * q) / (p + q)).double(), atol=1e-5)
+    assert loss.item() == pytest.approx((b - a) ** 2 / 2 * (p * q / (p + q)).sum().item(), abs=1e-5)
+    assert module("lsgan").g_loss(scores, 0.25).item() == pytest.approx(((scores - 0.25) ** 2).mean().item() / 2)
+
+
+def test_soft_labels_move_the_optimum():
+    """Catches targets that reach the wrong term: with 0.9 and 0.2 the best D says (0.9 p + 0.2 q) / (p + q)."""
+    p, q = torch.tensor([4, 3, 2, 1]), torch.tensor([1, 2, 3, 4])
+    scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
+    optimiser = torch.optim.SGD([scores], 5.0)
+    for _ in range(500):
+        optimiser.zero_grad()
+        module("dcgan").d_loss(scores[real], scores[fake], 0.9, 0.2).backward()
+        optimiser.step()
+    assert torch.allclose(scores.detach().sigmoid(), ((0.9 * p + 0.2 * q) / (p + q)).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("script", ["dcgan", "lsgan"])
+def test_labels(script):
+    """Catches one draw for the whole batch, a range that is left, and a constant that is not exact."""
+    m, scores = module(script), torch.zeros(20_000)
+    drawn = m.labels(scores, [0.7, 1.0])
+    assert drawn.shape == scores.shape and 0.7 <= drawn.min() < 0.701 and 0.999 < drawn.max() <= 1
+    assert abs(drawn.mean() - 0.85) < 0.003 and abs(drawn.std() - 0.3 / math.sqrt(12)) < 0.002
+    assert (m.labels(scores, [0.9, 0.9]) == torch.tensor(0.9)).all() and (m.labels(scores, [1.0, 1.0]) == 1).all()
 
 
 def test_dcgan_does_not_saturate():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import module, settings
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 SIZES = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 
@@ -46,11 +47,10 @@ def test_widths(script):
 def test_scores_are_unbounded_float32(script):
     """Catches a sigmoid at D's end, which no logit loss forgives, and scores in bfloat16."""
     G, D, args = build(script)
-    x = G(module(script).noise(8, args)).detach()
+    x, D = G(module(script).noise(8, args)).detach(), D.eval()
     before = D(x)
-    with torch.no_grad():
-        for p in list(D.parameters())[-2:]:
-            p.mul_(1000)
+    last = [layer for layer in D.modules() if isinstance(layer, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda layer, inputs, output: 1000 * output)
     torch.testing.assert_close(D(x), 1000 * before, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert D(x).dtype == torch.float32
@@ -72,9 +72,10 @@ def test_initialisation(script):
     for net in build(script, "--width", "64", "--size", "32", "--z-dim", "100")[:2]:
         for layer in net.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                n = layer.weight.numel()
-                assert layer.weight.std().item() == pytest.approx(0.02, rel=max(0.02, 4 / math.sqrt(n)))
-                assert abs(layer.weight.mean()) < 4 * 0.02 / math.sqrt(n)
+                weight = layer.parametrizations.weight.original if is_parametrized(layer) else layer.weight
+                n = weight.numel()
+                assert weight.std().item() == pytest.approx(0.02, rel=max(0.02, 4 / math.sqrt(n)))
+                assert abs(weight.mean()) < 4 * 0.02 / math.sqrt(n)
             if isinstance(layer, nn.BatchNorm2d):
                 gains += 1
                 assert layer.weight.mean().item() == pytest.approx(1, abs=0.01) and 0.01 < layer.weight.std() < 0.03
@@ -102,13 +103,64 @@ def test_activation_flag(script):
     assert not any(isinstance(layer, nn.ReLU) for layer in build(script, "--act", "lrelu")[0].modules())
 
 
-def test_dcgan_batchnorm_is_where_the_paper_has_it():
-    """Catches BatchNorm at G's end or at D's start (section 3: it makes samples oscillate)."""
-    G, D, _ = build("dcgan", "--size", "64")
-    kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
+KINDS = {"dcgan": ["BatchNorm2d"], "lsgan": ["BatchNorm2d"], "wgan": ["BatchNorm2d"], "wgan_gp": [], "sngan": []}
+
+
+@pytest.mark.parametrize("script", KINDS)
+def test_layers_are_the_paper_s(script):
+    """Catches BatchNorm at G's end or at D's start (DCGAN, section 3: samples oscillate), or in a critic that has none."""
+    G, D, _ = build(script, "--size", "64")
+    kinds = [[type(layer).__name__.removeprefix("Parametrized") for layer in net.net] for net in (G, D)]
+    end = ["Dropout"] * (script in ("dcgan", "lsgan")) + ["Conv2d", "Flatten"]
     assert kinds[0] == ["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 4 + ["ConvTranspose2d", "Tanh"]
-    assert kinds[1] == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Conv2d", "Flatten"]
-    assert all(layer.negative_slope == 0.2 for layer in D.net if isinstance(layer, nn.LeakyReLU))
+    assert kinds[1] == ["Conv2d", "LeakyReLU"] + ["Conv2d", *KINDS[script], "LeakyReLU"] * 3 + end
+    G = build(script, "--size", "64", "--act", "lrelu")[0]
+    assert all(layer.negative_slope == 0.2 for net in (G, D) for layer in net.net if isinstance(layer, nn.LeakyReLU))
+    convolutions = [layer for net in (G, D) for layer in net.net if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert len(convolutions) == 10 and all(layer.kernel_size == (4, 4) for layer in convolutions)
+
+
+@pytest.mark.parametrize("script", ["dcgan", "lsgan"])
+def test_dropout_is_before_the_last_convolution_of_D_only(script):
+    """Catches dropout in G, which fails to learn, at the scores, or in every layer; and one that --dropout 0 leaves on."""
+    G, D, _ = build(script, "--dropout", "0.5")
+    assert not any(isinstance(layer, nn.Dropout) for layer in G.modules())
+    assert [k for k, layer in enumerate(D.net) if isinstance(layer, nn.Dropout)] == [len(D.net) - 3]
+    assert type(D.net[-2]) is nn.Conv2d and D.net[-3].p == 0.5
+    x = torch.rand(4, 3, 16, 16)
+    assert not torch.equal(D(x), D(x)) and torch.equal(D.eval()(x), D(x))
+    D = build(script)[1]
+    assert torch.equal(D(x), D(x))
+
+
+def test_sngan_normalises_every_layer_of_D_and_none_of_G():
+    """Catches a layer that was forgotten, spectral norm in G, and an iteration that does not converge: oracle is the SVD."""
+    G, D, _ = build("sngan", "--size", "32", "--width", "16")
+    layers = [layer for layer in D.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(layers) == 4 and not any(is_parametrized(layer) for layer in G.modules())
+    assert all(layer.parametrizations.weight[0].n_power_iterations == 1 for layer in layers)
+    with torch.no_grad():  # away from the start, where the iteration had a head start
+        for layer in layers:
+            layer.parametrizations.weight.original.mul_(torch.rand_like(layer.weight))
+        for _ in range(200):
+            D(torch.zeros(1, 3, 32, 32))
+        for layer in layers:
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+            assert torch.linalg.matrix_norm(layer.parametrizations.weight.original.flatten(1), 2).item() < 0.9
+        vectors = [layer.parametrizations.weight[0]._u.clone() for layer in layers]
+        for layer in layers:
+            original = layer.parametrizations.weight.original
+            original.mul_(torch.rand_like(original))
+        D.eval()(torch.zeros(1, 3, 32, 32))
+        assert all(
+            torch.equal(u, layer.parametrizations.weight[0]._u) for u, layer in zip(vectors, layers, strict=True)
+        )
+        D.train()(torch.zeros(1, 3, 32, 32))
+        assert not any(
+            torch.equal(u, layer.parametrizations.weight[0]._u)
+            for u, layer in zip(vectors, layers, strict=True)
+            if u.numel() > 1
+        )
 
 
 def test_dcgan_starts_undecided():

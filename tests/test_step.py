@@ -52,16 +52,48 @@ def toys():
     return G, D, Spy("G", G, networks, notes), Spy("D", D, networks, notes), batches, notes
 
 
+def ascend(net, value):
+    """One step of gradient ascent at 0.1."""
+    for p, g in zip(net.parameters(), torch.autograd.grad(value, list(net.parameters())), strict=True):
+        p.data += 0.1 * g
+
+
 def dcgan_by_hand(G, D, batches, args):
-    """One D step and one G step of gradient descent at 0.1, from the objective as the paper writes it."""
-    z = torch.randn(8, 8)
-    x_fake = G(z)
-    value = logsigmoid(D(batches[0])).mean() + logsigmoid(-D(x_fake.detach())).mean()  # D maximises
-    for p, g in zip(D.parameters(), torch.autograd.grad(value, list(D.parameters())), strict=True):
-        p.data += 0.1 * g
-    value = logsigmoid(D(x_fake)).mean()  # G maximises, against the new D
-    for p, g in zip(G.parameters(), torch.autograd.grad(value, list(G.parameters())), strict=True):
-        p.data += 0.1 * g
+    """One D step, then the G steps, from the objective as the paper writes it, with targets between 0 and 1."""
+    x_fake = G(torch.randn(8, 8))
+    t, s = (low + (high - low) * torch.rand(8) for low, high in (args.real_label, args.fake_label))
+    real, fake = D(batches[0]), D(x_fake.detach())
+    value = (t * logsigmoid(real) + (1 - t) * logsigmoid(-real)).mean()
+    ascend(D, value + (s * logsigmoid(fake) + (1 - s) * logsigmoid(-fake)).mean())
+    for k in range(args.g_steps):  # against the new D; the first on D's noise
+        ascend(G, logsigmoid(D(x_fake if k == 0 else G(torch.randn(8, 8)))).mean())
+
+
+def lsgan_by_hand(G, D, batches, args):
+    """One D step and one G step of the squared errors to a, b and c."""
+    x_fake = G(torch.randn(8, 8))
+    b, a = (low + (high - low) * torch.rand(8) for low, high in (args.real_label, args.fake_label))
+    c = args.g_label
+    ascend(D, -sum((D(batches[0]) - b) ** 2) / 16 - sum((D(x_fake.detach()) - a) ** 2) / 16)
+    ascend(G, -sum((D(x_fake) - c) ** 2) / 16)
+
+
+def wgan_by_hand(G, D, batches, args):
+    """Algorithm 1 with gradient ascent at 0.1: the weights are in the box after each of five critic steps."""
+    for k in range(5):
+        ascend(D, D(batches[k]).mean() - D(G(torch.randn(8, 8)).detach()).mean())
+        for p in D.parameters():
+            p.data = torch.maximum(torch.minimum(p.data, torch.tensor(args.clip)), torch.tensor(-args.clip))
+    ascend(G, D(G(torch.randn(8, 8))).mean())
+
+
+def sngan_by_hand(G, D, batches, args):
+    """Five D steps of the hinge loss on new batches and noise, then one of G."""
+    zero = torch.zeros(8)
+    for k in range(5):
+        fake = D(G(torch.randn(8, 8)).detach())
+        ascend(D, torch.minimum(zero, D(batches[k]) - 1).mean() + torch.minimum(zero, -fake - 1).mean())
+    ascend(G, D(G(torch.randn(8, 8))).mean())
 
 
 def wgan_gp_by_hand(G, D, batches, args):
@@ -83,35 +115,145 @@ def wgan_gp_by_hand(G, D, batches, args):
         weights = {name: p.detach() for name, p in D.named_parameters()}
         for name, g in torch.func.grad(loss)(weights).items():
             D.get_parameter(name).data -= 0.1 * g
-    value = D(G(torch.randn(8, 8))).mean()  # G maximises
-    for p, g in zip(G.parameters(), torch.autograd.grad(value, list(G.parameters())), strict=True):
-        p.data += 0.1 * g
+    ascend(G, D(G(torch.randn(8, 8))).mean())
 
 
-BY_HAND = {"dcgan": dcgan_by_hand, "wgan_gp": wgan_gp_by_hand}
-D_STEPS = {"dcgan": 1, "wgan_gp": 5}  # per G step, at the defaults
+BY_HAND = {
+    "dcgan": dcgan_by_hand,
+    "dcgan --real-label 0.7 1.0 --fake-label 0.0 0.3 --g-steps 3": dcgan_by_hand,
+    "lsgan": lsgan_by_hand,
+    "lsgan --real-label 1 2 --fake-label -1 -0.5 --g-label 0.5": lsgan_by_hand,
+    "wgan": wgan_by_hand,
+    "wgan --clip 0.1": wgan_by_hand,
+    "wgan_gp": wgan_gp_by_hand,
+    "sngan": sngan_by_hand,
+}
+D_STEPS = {"dcgan": 1, "lsgan": 1, "wgan": 5, "wgan_gp": 5, "sngan": 5}  # per G step, at the defaults
 
 
-@pytest.mark.parametrize("script", BY_HAND)
-def test_step_equals_the_algorithm_by_hand(script):
-    """Catches wrong signs, a detach too many or too few, G trained against the old D, mixed-up noise or batches."""
+@pytest.mark.parametrize("command", BY_HAND)
+def test_step_equals_the_algorithm_by_hand(command):
+    """Catches wrong signs, a detach too many or too few, G trained against the old D, mixed-up noise, batches or labels."""
+    script, *flags = command.split()
     G, D, opt_G, opt_D, batches, _ = toys()
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(1)
-    module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script))
+    module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags))
     torch.manual_seed(1)
-    BY_HAND[script](G2, D2, batches, settings(script))
+    BY_HAND[command](G2, D2, batches, settings(script, *flags))
     for a, b in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # rounding of up to six updates
+
+
+def test_wgan_critic_is_in_its_box_whenever_G_moves():
+    """Catches a clip before the critic's step, one of some layers only, and one that reaches G."""
+    m, args = module("wgan"), settings("wgan", "--clip", "0.03")
+    G, D, opt_G, opt_D, batches, notes = toys()
+    for _ in range(2):
+        m.train_step(G, D, opt_G, opt_D, iter(batches), args)
+    for note in notes[1:]:  # before the first step of all the weights are as they were initialised
+        assert all(p.abs().max() <= 0.03 for p in note["D"])
+        assert max(p.abs().max() for p in note["G"]) > 0.1
+    assert any((p.abs() == torch.tensor(0.03)).any() for p in notes[-1]["D"])
+
+
+def test_wgan_linear_critic_ends_in_a_corner():
+    """Catches a wrong sign or order: a linear critic in a box of half-width c has the weights c sign(E x - E G(z))."""
+
+    class Fixed(nn.Module):
+        def __init__(self, x):
+            super().__init__()
+            self.x, self.p = x, nn.Parameter(torch.zeros(1))
+
+        def forward(self, z):
+            return self.x + 0 * self.p
+
+    torch.manual_seed(0)
+    m, args, D = module("wgan"), settings("wgan"), nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+    x_real, x_fake = torch.randn(2, 8, 3, 2, 2)
+    G = Fixed(x_fake)
+    opt_G, opt_D = torch.optim.RMSprop(G.parameters(), 1e-3), torch.optim.RMSprop(D.parameters(), 1e-3)
+    for _ in range(20):
+        metrics = m.train_step(G, D, opt_G, opt_D, itertools.repeat(x_real), args)
+    difference = (x_real.mean(0) - x_fake.mean(0)).flatten()
+    torch.testing.assert_close(D[1].weight[0].detach(), 0.01 * difference.sign())
+    assert metrics["wasserstein"].item() == pytest.approx(0.01 * difference.abs().sum().item(), rel=1e-4)
+
+
+def test_wgan_has_no_momentum(folder, tmp_path):
+    """Catches Adam in the place of RMSprop (section 4: the training becomes unstable)."""
+    state = run("wgan", folder, tmp_path / "a", "--steps", "1")
+    assert all(type(state[name]) is torch.optim.RMSprop for name in ("opt_G", "opt_D"))
+    assert all(group["momentum"] == 0 for name in ("opt_G", "opt_D") for group in state[name].param_groups)
+    assert all(p.abs().max() <= torch.tensor(0.01) for p in state["D"].parameters())  # BatchNorm's gains too
+
+
+def test_optimisers_have_the_flags_and_the_weights_of_their_network(script, folder, tmp_path):
+    """Catches G's optimiser for D (which step() would hide), rates or betas that are exchanged or not passed on."""
+    flags = ["--lr-g", "0.02", "--lr-d", "0.01"] + ["--beta1", "0.3", "--beta2", "0.7"] * (script != "wgan")
+    state = run(script, folder, tmp_path / "a", "--steps", "1", *flags)
+    for name, lr in (("G", 0.02), ("D", 0.01)):
+        (group,) = state[f"opt_{name}"].param_groups
+        assert [id(p) for p in group["params"]] == [id(p) for p in state[name].parameters()] and group["lr"] == lr
+        assert group.get("betas", (0.3, 0.7)) == (0.3, 0.7) and group.get("alpha", 0.99) == 0.99
+
+
+DEFAULTS = {  # of the papers, or of the code that everybody takes for them
+    "dcgan": {
+        "lr_g": 2e-4,
+        "lr_d": 2e-4,
+        "beta1": 0.5,
+        "beta2": 0.999,
+        "real_label": [1, 1],
+        "fake_label": [0, 0],
+        "g_steps": 1,
+    },
+    "lsgan": {
+        "lr_g": 2e-4,
+        "lr_d": 2e-4,
+        "beta1": 0.5,
+        "beta2": 0.999,
+        "real_label": [1, 1],
+        "fake_label": [0, 0],
+        "g_label": 1,
+    },
+    "wgan": {"lr_g": 5e-5, "lr_d": 5e-5, "n_critic": 5, "clip": 0.01},
+    "wgan_gp": {"lr_g": 1e-4, "lr_d": 1e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5, "gp": 10},
+    "sngan": {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5},
+}
+
+
+def test_defaults_are_the_papers(script):
+    """Catches a default that was changed for an experiment, and a preset that leaks into --path."""
+    args = vars(module(script).parse_args(["--path", "unused", "--out", "nowhere"]))
+    house = {"z_dim": 100, "noise": "normal", "width": 64, "act": "relu", "ema": 0.999, "batch": 64, "size": 64}
+    for name, value in (house | DEFAULTS[script]).items():
+        assert args[name] == value, name
+    assert args.get("dropout", 0) == 0
+
+
+@pytest.mark.parametrize("script", ["wgan", "wgan_gp"])
+def test_wasserstein_estimate(script):
+    """Catches a log that mixes the penalty into the estimate, or has its sign wrong."""
+    G, D, opt_G, opt_D, batches, _ = toys()
+    before = []
+    D.register_forward_hook(lambda net, inputs, output: before.append(output.detach().clone()))
+    metrics = module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, "--n-critic", "1"))
+    assert metrics["wasserstein"].item() == pytest.approx((before[0].mean() - before[1].mean()).item(), abs=1e-6)
 
 
 def test_isolation(script):
     """Catches D not frozen in G's step, gradients that leak from one step into the other, and a wrong number of steps."""
     G, D, opt_G, opt_D, batches, notes = toys()
-    data = iter(batches)
+    data, calls = iter(batches), []
+    for net in (G, D):
+        net.register_forward_pre_hook(lambda net, inputs: calls.append((type(net), net.training, len(inputs[0]))))
     for _ in range(2):
         metrics = module(script).train_step(G, D, opt_G, opt_D, data, settings(script))
     n = D_STEPS[script]
+    per_step = 3 if script == "wgan_gp" else 2  # real, generated, and mixed images apart, each with its own statistics
+    assert calls.count((ToyD, True, 8)) == 2 * (per_step * n + 1)
+    assert calls.count((ToyG, True, 8)) == len(calls) - 2 * (per_step * n + 1)
     assert [note["opt"] for note in notes] == (["D"] * n + ["G"]) * 2
     assert [note["frozen"] for note in notes] == ([False] * n + [True]) * 2
     for before, after in itertools.pairwise(notes):
@@ -166,10 +308,16 @@ def test_ema_closed_form(script):
 
 def test_ema_warm_up(script, folder, tmp_path):
     """Catches an average that keeps the random start for 1/(1 - decay) steps: after step 0 it is a tenth of it."""
-    flags = ("--seed", "3", "--lr-g", "0.05")
+    flags = ("--seed", "3", "--lr-g", "0.05", "--lr-d", "0")
     state = run(script, folder, tmp_path / "a", "--steps", "1", *flags)
     torch.manual_seed(3)
-    start = module(script).Generator(settings(script)).apply(module(script).init_weights)
+    m, args = module(script), settings(script)
+    start, D = m.Generator(args).apply(m.init_weights), m.Discriminator(args).apply(m.init_weights)
+    box = 0.01 if script == "wgan" else torch.inf
+    for first, p in zip(
+        D.parameters(), state["D"].parameters(), strict=True
+    ):  # D did not move: it began as initialised
+        torch.testing.assert_close(p.detach(), first.detach().clamp(-box, box))
     for first, p, average in zip(start.parameters(), state["G"].parameters(), state["G_ema"].parameters(), strict=True):
         torch.testing.assert_close(average, 0.1 * first + 0.9 * p, rtol=1e-4, atol=1e-6)
     assert not same(dict(start.state_dict()), dict(state["G"].state_dict()))
