@@ -8,24 +8,27 @@ from conftest import module, same_state
 import common
 import faces
 
+QUICK = ["--width", "16", "--lr-g", "1e-3", "--lr-d", "1e-3"]
 LEARN = {
-    "dcgan": ["--width", "16", "--batch", "16", "--steps", "700", "--lr-g", "1e-3", "--lr-d", "1e-3", "--ema", "0.99"],
-    "wgan_gp": [
-        "--n-critic",
-        "5",
-        "--width",
-        "16",
+    "dcgan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99"],
+    "lsgan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99"],
+    "wgan": [
+        *QUICK,
         "--batch",
         "32",
         "--steps",
-        "300",
-        "--lr-g",
-        "1e-3",
-        "--lr-d",
-        "1e-3",
+        "700",
         "--ema",
-        "0.98",
+        "0.99",
+        "--lr-g",
+        "2e-3",
+        "--lr-d",
+        "5e-4",
+        "--n-critic",
+        "3",
     ],
+    "wgan_gp": [*QUICK, "--batch", "32", "--steps", "300", "--ema", "0.98", "--n-critic", "5"],
+    "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
 
 

@@ -30,6 +30,8 @@ def test_command_parses(command, tmp_path, monkeypatch, capsys):
     k = next(k for k, word in enumerate(words) if word.endswith(".py"))
     program, flags = words[k].removesuffix(".py"), words[k + 1 :]
     assert (ROOT / f"{program}.py").exists()
+    if "/" in program:
+        return
     monkeypatch.chdir(tmp_path)
     m = importlib.import_module(program)
     if program not in SCRIPTS:
