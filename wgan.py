@@ -15,8 +15,8 @@ their code has it, with its gains clipped too. Samples come from a moving averag
     python wgan.py --path data/anime --size 64             # any folder of images
     torchrun --nproc-per-node=8 wgan.py --path data/anime
 
-Result of the first command: 6,000 steps, n_critic 2, on two CPU cores, torch 2.14.1; of 2,000 samples 16 % can be
-read as a face, with 15 of the 132 combinations of hair and eyes.
+Result of the first command: 6,000 steps, n_critic 2, in 4.2 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
+11 % can be read as a face, with 6 of the 132 combinations of hair and eyes (1 seed).
 """
 
 import argparse
