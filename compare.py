@@ -19,8 +19,8 @@ the reference, as many others make the first row of the table: what a perfect ge
                 3 of 2,000 samples show (0.15 % of --count)
 
 Features are means and spreads of the maps of a small convolutional network with fixed random weights: nothing to
-download, the same on every machine. They are not Inception's, so FD is not FID. With torch-fidelity installed and its
-Inception weights at hand, FID, KID, precision and recall on Inception's features stand in the table as well.
+download, the same filters on every machine. They are not Inception's, so FD is not FID. With torch-fidelity installed
+and its Inception weights at hand, FID, KID, precision and recall on Inception's features stand in the table as well.
 """
 
 import argparse

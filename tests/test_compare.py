@@ -243,7 +243,7 @@ def test_each_score_orders_what_it_claims():
 def test_sanity_table():
     """The README's table: 2,000 painted faces against 2,000 more, damaged; printed as it stands there."""
     table = sanity(2000)
-    print("\n| | " + " | ".join(SANITY_COLUMNS) + " |\n|---" * 1 + "|---:" * len(SANITY_COLUMNS) + "|")
+    print("\n| | " + " | ".join(SANITY_COLUMNS) + " |\n|---" + "|---:" * len(SANITY_COLUMNS) + "|")
     for name, row in table.items():
         cells = [f"{row['FD']:.3f}", f"{row['KIDx1000']:.2f}"] + [f"{row[s]:.2f}" for s in SANITY_COLUMNS[2:6]]
         print(f"| {name} | " + " | ".join([*cells, f"{row['readable']:.0%}", str(row["combos"])]) + " |")
