@@ -15,8 +15,9 @@ their code has it, with its gains clipped too. Samples come from a moving averag
     python wgan.py --path data/anime --size 64             # any folder of images
     torchrun --nproc-per-node=8 wgan.py --path data/anime
 
-Result of the first command: 6,000 steps, n_critic 2, in 4.2 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
-11 % can be read as a face, with 6 of the 132 combinations of hair and eyes (1 seed).
+Result of the first command: 10,000 steps, n_critic 2, in 7.6 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
+17 % ± 2 can be read as a face, with 22 ± 5 of the 132 combinations of hair and eyes (3 seeds). 83 % have the layout of a
+face, but the two eyes seldom have the same colour.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 import common
 
 # what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 6000, "lr_g": 5e-4, "lr_d": 5e-4, "n_critic": 2}
+PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_g": 5e-4, "lr_d": 3e-4, "n_critic": 2}
 ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")  # what a checkpoint must agree on
 
 
