@@ -5,11 +5,14 @@ GIF, checkpoint files) is here. What could change the weights that given batches
 """
 
 import argparse
+import csv
 import functools
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -30,8 +33,10 @@ import faces
 FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
 GRID = 64  # images in real.png and in samples/*.png
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+COLOURS = {"hair": f"({'|'.join(faces.HAIR)}) hair", "eyes": f"({'|'.join(faces.EYES)}) eyes"}  # not "long hair"
 CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
 NOT_FROM_CHECKPOINT = {"out", "cache", "device", "resume", "checkpoint", "sample", "sample_mode"}
+NOT_FROM_CHECKPOINT |= {"sample_labels", "prompt", "prompts"}
 
 
 def fail(message: str, code: int = 2):
@@ -65,12 +70,14 @@ def image_size(text: str) -> int:
     return int(text)
 
 
-def add_data_flags(parser: argparse.ArgumentParser):
+def add_data_flags(parser: argparse.ArgumentParser, labels: bool = False):
     group = parser.add_argument_group("data")
     group.add_argument("--path", help="folder of images, any depth; without it: built-in faces and the preset")
     group.add_argument("--size", type=image_size, default=64, help="width and height of the images in pixels")
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror at random")
+    if labels:
+        group.add_argument("--labels", help="file of labels; by default the only one in or beside --path")
     group.add_argument("--cache", default=CACHE, help="folder for the decoded images")
 
 
@@ -89,7 +96,8 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str):
 def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]) -> argparse.Namespace:
     """Flags by hand, else the checkpoint's (--resume, --sample), else the preset's (no --path), else the defaults."""
     args, absent = parser.parse_args(argv), object()
-    by_hand = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
+    empty = {name: absent for name in vars(args) if name != "prompt"}  # a list that grows
+    by_hand = vars(parser.parse_args(argv, argparse.Namespace(**empty)))
     given = {name for name, value in by_hand.items() if value is not absent}
     args.script, args.preset, out = Path(script).stem, False, Path(args.out)
     if args.resume or args.sample:
@@ -236,6 +244,132 @@ def build_cache(final: Path, names: list[str], make):
         shutil.rmtree(old, ignore_errors=True)
 
 
+# --- labels in -----------------------------------------------------------------------------------------------------
+
+Label = str | list[tuple[str, str]]  # a caption, or (group, value) of each tag or attribute: ("hair", "aqua"), ...
+
+
+def label_format(lines: list[str]) -> str:
+    """Of a label file, by its first two lines: "table", "csv" or "tags"; "" for any other file."""
+    first, second = [*lines, "", ""][:2]
+    if first.strip().isdigit() and len(second.split()) > 1:
+        return "table"
+    if re.match(r'"?(image|image_id|file|file_name|filename)"?\s*,', first, re.IGNORECASE):
+        return "csv"
+    return "tags" if re.match(r"[^,]+,.*( hair\b| eyes\b|:\d+(\t|$))", first) else ""
+
+
+def find_labels(args: argparse.Namespace) -> str:
+    """--labels, or the only file in or beside --path that begins like a file of labels."""
+    folder, found = Path(args.path).resolve(), [args.labels] if args.labels else []
+    for file in sorted({*folder.iterdir(), *folder.parent.iterdir()} if not found else ()):
+        if file.suffix in (".csv", ".txt") and file.is_file():
+            found += [str(file)] * bool(label_format(file.read_text("utf-8-sig", "replace").split("\n", 2)))
+    if len(found) != 1:
+        what = f"several label files: choose one by --labels, {' or '.join(found[:9])}" if found else "no label file"
+        fail(f"in or beside --path {args.path} there is {what}")
+    return found[0]
+
+
+def tags(text: str) -> list[tuple[str, str]]:
+    """Colours of hair, then of eyes, in "aqua hair red eyes" or "touhou:17705<tab>red eyes:9<tab>aqua hair:60<tab>"."""
+    some = [tag.split(":")[0].strip() for tag in text.split("\t")] if ":" in text else re.findall(r"\S+ \S+", text)
+    return [(group, tag.split()[0]) for group in COLOURS for tag in some if re.fullmatch(COLOURS[group], tag)]
+
+
+def read_text(file: str) -> str:
+    try:
+        return Path(file).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file} cannot be read as UTF-8 text ({type(error).__name__}): name another file")
+
+
+def read_embeddings(file: str, rows: int | None = None) -> torch.Tensor:
+    """A .npy file of `rows` vectors -> float32 (rows, width)."""
+    try:
+        vectors = torch.from_numpy(np.load(file, allow_pickle=False)).float()
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        fail(f"--embeddings {file} cannot be read as numbers ({type(error).__name__}): save them by numpy.save")
+    if vectors.dim() != 2 or len(vectors) != (rows or len(vectors)):
+        fail(f"--embeddings {file} has the shape {tuple(vectors.shape)}: expected a row for each of {rows} labels")
+    return vectors
+
+
+def read_labels(file: str) -> list[tuple[str, Label]]:
+    """Rows (image, label) of a file whose format is recognised by content; the image is "" where a row names none.
+
+    tags    0,aqua hair aqua eyes   or   0,touhou:17705<tab>aqua hair:60<tab>    colours of hair and eyes are kept
+    csv     image,caption           or   image,Bald,Young and then 0/1 or -1/1
+    table   a count (not trusted), names of columns, rows of 0/1 or -1/1 after the image's name or without it
+
+    -1/1: each column is a group (Bald: no or yes). 0/1: a group is what names share (hair_red, with_hat without_hat).
+    """
+    lines = read_text(file).replace("\r\n", "\n").split("\n")
+    kind, columns, rows = label_format(lines), ["tags"], [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if kind == "csv":
+        reader = csv.reader(map("{}\n".format, lines), strict=True)
+        try:
+            columns, rows = next(reader)[1:], [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            fail(f"{file}, line {reader.line_num}: {error}; close or double the quotes")
+    elif kind == "table":
+        columns, rows = lines[1].split(), [(n, line.split()) for n, line in rows[2:]]
+    else:
+        rows = [(n, line.split(",", 1)) for n, line in rows]
+    if not (kind and rows):
+        fail(f"the labels {file} have no rows in a format that the README names: make it a CSV with image,caption")
+    off = "-1" if any("-1" in row for _, row in rows) else "0"
+    starts = [c.split("_")[0] for c in columns if not c.startswith(("with_", "without_"))]
+    pairs = [(a, b) if starts.count(a) > 1 else (b or a, a) for a, _, b in (c.partition("_") for c in columns)]
+    shared = {group for group, _ in pairs if off == "0" and [g for g, _ in pairs].count(group) > 1}
+    both = zip(columns, pairs, strict=True)  # what a cell says
+    cells = [{"1": p, off: None} if p[0] in shared else {"1": (c, "yes"), off: (c, "no")} for c, p in both]
+    found = []
+    for n, row in rows:
+        name, values = ("", row) if kind == "table" and len(row) == len(columns) else (row[0].strip(), row[1:])
+        if len(values) != len(columns) or (len(columns) > 1 and not {*values} <= {"1", off}):
+            fail(f"{file}, line {n}: expected the image and {len(columns)} values; mend or remove the line")
+        if len(columns) > 1:
+            found.append((name, [pair for pair in map(dict.get, cells, values) if pair]))
+        else:
+            found.append((name, tags(values[0]) if kind == "tags" else values[0]))
+    return found
+
+
+def load_labels(args: argparse.Namespace, names: list[str], text: bool = False) -> tuple[np.ndarray, list]:
+    """Which images have a label (indices), and those labels: captions if `text`, else lists of (group, value).
+
+    The caption of tags is "aqua hair blue eyes"; images that have neither are left out, as those that no row names.
+    With --embeddings the labels are its vectors: row i belongs to row i of the file of labels.
+    """
+    if args.path is None:
+        if args.labels:
+            fail("--labels needs --path: the built-in faces have labels of their own")
+        where, looks = "the built-in data", [faces.describe(np.random.default_rng([0, int(name)])) for name in names]
+        table = [(k, [(g, v[g]) for g in (COLOURS if text else v)]) for k, v in zip(names, looks, strict=True)]
+    else:
+        table = read_labels(where := find_labels(args))
+    if text:
+        table = [(k, v if isinstance(v, str) else " ".join(f"{b} {a}" for a, b in v)) for k, v in table]
+    elif any(isinstance(label, str) for _, label in table):
+        fail(f"{where} holds captions, and {args.script}.py needs attributes: train cgan_text2img.py on it")
+    place = {name: row for row, (name, label) in enumerate(table) if not text or re.search(r"\w", label)}
+    keys = [next((k for k in (name, Path(name).name, Path(name).stem) if k in place), None) for name in names]
+    rows = np.array([i for i, key in enumerate(keys) if key is not None], dtype=np.int64)
+    places = [place[keys[i]] for i in rows]
+    lost, spare = len(names) - len(rows), len(table) - len(set(places))
+    if lost + spare and int(os.environ.get("RANK", 0)) == 0:
+        print(f"left out: {lost} images without a label in {where}, {spare} of its rows", file=sys.stderr)
+    if len(rows) < args.batch:
+        fail(f"{where} labels {len(rows)} images, fewer than a batch of {args.batch}: are these its images?")
+    if text and args.embeddings:
+        return rows, list(read_embeddings(args.embeddings, len(table))[places])
+    return rows, [table[row][1] for row in places]
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 -> float32 in [-1, 1]."""
     return images.float().div_(127.5).sub_(1)
@@ -245,10 +379,12 @@ class Batches:
     """Endless batches (batch / world, C, S, S) in [-1, 1]: a pure function of (seed, position, rank, world).
 
     An epoch is a permutation of all images, cut into whole batches of --batch; rank r takes images r, r + world, ...
+    With `rows` and their `labels` only those images are drawn, and a batch is (images, labels).
     """
 
-    def __init__(self, images: np.ndarray, args: argparse.Namespace, rank: int, world: int):
+    def __init__(self, images: np.ndarray, args: argparse.Namespace, rank: int, world: int, rows=None, labels=None):
         self.images, self.device, self.position, self.permutation = torch.from_numpy(images), args.device, 0, (-1, None)
+        self.rows, self.labels = np.arange(len(images)) if rows is None else rows, labels
         self.seed, self.batch, self.flip, self.mine = args.seed, args.batch, args.flip, slice(rank, None, world)
         if "cuda" in args.device and images.nbytes < 0.4 * torch.cuda.mem_get_info(args.device)[0]:
             self.images = self.images.to(args.device)
@@ -259,12 +395,12 @@ class Batches:
     def load_state_dict(self, state: dict):
         self.position = state["position"]
 
-    def __next__(self) -> torch.Tensor:
-        epoch, k = divmod(self.position, len(self.images) // self.batch)
+    def __next__(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        epoch, k = divmod(self.position, len(self.rows) // self.batch)
         if self.permutation[0] != epoch:
-            self.permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
-        rows = self.permutation[1][k * self.batch : (k + 1) * self.batch][self.mine]
-        x = self.images[torch.from_numpy(rows).to(self.images.device)]
+            self.permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        chosen = self.permutation[1][k * self.batch : (k + 1) * self.batch][self.mine]
+        x = self.images[torch.from_numpy(self.rows[chosen]).to(self.images.device)]
         if x.device.type == "cpu" and "cuda" in self.device:
             x = x.pin_memory().to(self.device, non_blocking=True)
         x = normalise(x.to(self.device))
@@ -272,7 +408,7 @@ class Batches:
             coins = np.random.default_rng([self.seed, epoch, k]).integers(0, 2, self.batch, dtype=np.uint8)[self.mine]
             x = torch.where(torch.from_numpy(coins).bool().to(self.device)[:, None, None, None], x.flip(3), x)
         self.position += 1
-        return x
+        return x if self.labels is None else (x, self.labels[torch.from_numpy(chosen)].to(self.device))
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
@@ -310,19 +446,29 @@ def read_checkpoint(path: str, script: str) -> dict:
 # --- files out -----------------------------------------------------------------------------------------------------
 
 
-def write_samples(args: argparse.Namespace, generate):
-    """Write --sample images to OUT/generated, 00000.png on; `generate()` returns the next, (n, C, S, S) in [-1, 1]."""
+def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str]] = ()):
+    """Write --sample images to OUT/generated, 00000.png on; `generate()` returns the next, (n, C, S, S) in [-1, 1].
+
+    `labels`, what the images were asked to show, goes to labels.csv beside them; "image" in it names the files.
+    """
     if int(os.environ.get("RANK", 0)):
         return
     folder = Path(args.out) / "generated"
-    for old in folder.glob("*.png"):
+    for old in [*folder.glob("*.png"), *folder.glob("labels.csv")]:
         old.unlink()
+    rows = []
     with tqdm(total=args.sample, desc=str(folder), unit="img") as bar:
-        while bar.n < args.sample:
-            for image in generate()[: args.sample - bar.n].float():
+        while len(rows) < args.sample:
+            for image in generate()[: args.sample - len(rows)].float():
+                rows.append({"image": f"{len(rows):05d}.png"} | (labels[len(rows)] if labels else {}))
                 write = functools.partial(save_image, image, format="png", normalize=True, value_range=(-1, 1))
-                atomic(folder / f"{bar.n:05d}.png", write)
+                atomic(folder / rows[-1]["image"], write)
                 bar.update()
+    if labels:
+        writer = csv.DictWriter(text := io.StringIO(newline=""), rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic(folder / "labels.csv", lambda file: file.write(text.getvalue().encode()))
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:
@@ -417,7 +563,7 @@ class Run:
         speed = (bar["n"] - bar["initial"]) * self.args.batch / bar["elapsed"]
         for name, value in {**row, "images_per_second": speed}.items():
             self.events.add_scalar(name, value, self.step)
-        epoch = self.data.position * self.args.batch / len(self.data.images)
+        epoch = self.data.position * self.args.batch / len(self.data.rows)
         self.bar.set_postfix({**row, "img/s": f"{speed:.0f}", "epoch": f"{epoch:.1f}"}, refresh=False)
 
     def due(self) -> bool:

@@ -17,6 +17,8 @@ the reference, as many others make the first row of the table: what a perfect ge
     nearest     median distance to the nearest of all reals, over that of a real: 0 for copies; near 1 proves nothing
     readable    built-in faces: share that faces.py can read as a face; combos: of the 132 of hair and eyes, those that
                 3 of 2,000 samples show (0.15 % of --count)
+    hair, ...   share that shows the hair, eyes, face, glasses that its labels.csv asked for; unreadable is disobeyed
+    NMI         of infogan.py's category and the attribute that it knows best: 0 chance, 1 the same
 
 Features are means and spreads of the maps of a small convolutional network with fixed random weights: nothing to
 download, the same filters on every machine. They are not Inception's, so FD is not FID. With torch-fidelity installed
@@ -215,13 +217,38 @@ def scores(reference: Tensor, x: Tensor, reals: Tensor, own: np.ndarray | None =
     return row | {"diversity": diversity(reference, x), "nearest": distance.median().item()}, index
 
 
-def read(images: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """What faces.py reads: share of readable faces, and combinations of hair and eyes that 0.15 % of all show."""
+def asked(name: str, places: np.ndarray, args) -> dict[str, np.ndarray]:
+    """What images were to show, column by column: of a run its labels.csv, of real faces the painter's attributes."""
+    file, labels = Path(name, "generated/labels.csv"), []
+    if name == "real":
+        labels = [faces.describe(np.random.default_rng([0, int(i)])) for i in places]
+    elif name in args.runs and file.exists():
+        rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines()[: len(places) + 1])
+        labels = [row | dict(common.tags(row.get("caption", ""))) for row in rows]
+    return {key: np.array([row.get(key) for row in labels]) for key in (labels[0] if labels else {})}
+
+
+def shared_information(a: np.ndarray, b: np.ndarray) -> float:
+    """Normalised mutual information I(a; b) / (H(a) H(b))^(1/2) of two columns of names."""
+
+    def entropy(*columns: np.ndarray) -> float:
+        p = np.array(list(collections.Counter(zip(*columns, strict=True)).values())) / len(a)
+        return -(p * np.log(p)).sum()
+
+    return (entropy(a) + entropy(b) - entropy(a, b)) / max(math.sqrt(entropy(a) * entropy(b)), 1e-12)
+
+
+def read(images: np.ndarray, rows: np.ndarray, wanted: dict[str, np.ndarray] | tuple = ()) -> dict[str, float]:
+    """What faces.py reads: share of readable faces, combinations of hair and eyes that 0.15 % show, obedience."""
     parts = [faces.read_attributes(block.transpose(0, 2, 3, 1)) for block in blocks(images, rows)]
-    hair, eyes, readable = (np.concatenate([part[name] for part in parts]) for name in ("hair", "eyes", "readable"))
-    named = readable & (hair != "unreadable") & (eyes != "unreadable")
-    counts = collections.Counter(zip(hair[named], eyes[named], strict=True))
-    return {"readable": readable.mean(), "combos": sum(n >= 3 * len(rows) / 2000 for n in counts.values())}
+    seen = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    named = seen["readable"] & (seen["hair"] != "unreadable") & (seen["eyes"] != "unreadable")
+    counts = collections.Counter(zip(seen["hair"][named], seen["eyes"][named], strict=True))
+    row = {"readable": seen["readable"].mean(), "combos": sum(n >= 3 * len(rows) / 2000 for n in counts.values())}
+    row |= {name: (seen[name] == wanted[name]).mean() for name in faces.ATTRIBUTES if name in wanted}
+    if "category" in wanted:
+        row["NMI"] = max(shared_information(wanted["category"], seen[name]) for name in faces.ATTRIBUTES)
+    return row
 
 
 class Chosen(torch.utils.data.Dataset):
@@ -299,20 +326,21 @@ def main(argv=None) -> list[dict]:
         shuffled = np.random.default_rng(1).permutation(len(images))  # 1: not the reference again
         chosen[name] = images, (np.arange(len(images)) if name in args.runs else shuffled)[: args.count]
 
+    conditional = any(Path(name, "generated/labels.csv").exists() for name in args.runs)
     reals = extract(real, np.arange(len(real)))
     rows, grids, pairs = [], {}, {}
     for name, (images, places) in chosen.items():
         row, index = scores(reals[reference], extract(images, places), reals, places if name == "real" else None)
         if built_in and args.channels == 3:
-            row |= read(images, places)
+            row |= read(images, places, asked(name, places, args) if conditional else {})
         if weights:
             row |= fidelity(Chosen(real, reference), Chosen(images, places), feature_extractor_weights_path=weights)
         rows.append({"name": name, "n": args.count} | row)
         grids[name], beside = next(blocks(images, places[:32])), next(blocks(real, index[:16].numpy()))
         pairs[name] = np.stack([grids[name][:16], beside], 1).reshape(-1, *beside.shape[1:])
     floor = rows[0]["nearest"] or math.nan  # 0 when most reals are there twice
-    for row in rows:
-        row["nearest"] /= floor
+    empty = dict.fromkeys((key for row in rows for key in row), math.nan)  # what was not asked of a run is nan
+    rows = [empty | row | {"nearest": row["nearest"] / floor} for row in rows]
 
     versions = f"torch {torch.__version__}, numpy {np.__version__}, pillow {PIL.__version__}"
     versions += f", torch-fidelity {importlib.metadata.version('torch-fidelity')} (Inception)" if weights else ""

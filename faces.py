@@ -75,10 +75,15 @@ def draw(size, fill, x=0.0, y=0.0, scale=1.0, long=True, mouth=0, glasses=True, 
     return canvas.reduce(factor) if mode == "RGB" else canvas
 
 
+def describe(rng: np.random.Generator) -> dict[str, str]:
+    """The attributes of a face, each drawn alike often; of `index` of `seed` with the generator [seed, index]."""
+    return {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()}
+
+
 def paint(seed: int, index: int, size: int = 64, **chosen: str) -> tuple[Image.Image, dict[str, str]]:
     """Face `index` of `seed`: (RGB image, size x size; its attributes). hair="black" and the like replace the draw."""
     rng = np.random.default_rng([seed, index])
-    look = {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()} | chosen
+    look = describe(rng) | chosen
 
     def near(colour: str, spread: float) -> tuple[int, ...]:
         shifted = np.add(ImageColor.getrgb(colour), rng.uniform(-spread, spread, 3))

@@ -24,7 +24,12 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-SCRIPTS = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]
+NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # the five noise scripts
+SCRIPTS = [*NOISE, "acgan", "cgan_text2img", "infogan"]
+LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red", "white")]  # labels of the test images
+GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}
+EXTRA = {"acgan": 2, "cgan_text2img": 7, "infogan": 10}  # numbers of a condition: groups; words and pairs; codes
+HEADS = {"acgan": 5, "infogan": 10}  # outputs of D beside the score
 TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu"]
 
 
@@ -36,7 +41,27 @@ def settings(script: str, *flags: str):
     """The args of a script as its own parser makes them, settled for the CPU."""
     args = module(script).parse_args([*TINY, "--path", "unused", "--out", "nowhere", *flags])
     args.autocast = False
+    if script == "acgan":
+        args.groups = GROUPS
+    if script == "cgan_text2img":
+        args.captions = sorted(f"{hair} hair {eyes} eyes" for hair, eyes in LOOKS)
+        args.words = sorted({part for caption in args.captions for part in module(script).split(caption)})
     return args
+
+
+def condition(script: str, n: int, args) -> tuple:
+    """What G takes beside z: random attributes or codes, or the captions in turn; () in the noise scripts."""
+    if script == "acgan":
+        return (torch.stack([torch.randint(len(values), (n,)) for values in args.groups.values()], 1),)
+    if script == "cgan_text2img":
+        return (module(script).encode([args.captions[i % len(args.captions)] for i in range(n)], args),)
+    return (module(script).draw_codes(n, args),) if script == "infogan" else ()
+
+
+def scores(script: str, D, x, c: tuple) -> torch.Tensor:
+    """D's scores (N,) of images, with their captions where it reads them."""
+    out = D(x, *c) if script == "cgan_text2img" else D(x)
+    return out if torch.is_tensor(out) else out[0]
 
 
 def run(script: str, path, out, *flags: str) -> dict:
@@ -51,10 +76,12 @@ def script(request) -> str:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """24 painted faces of 32 px."""
+    """24 painted faces of 32 px, with tags of LOOKS in turn."""
     folder = tmp_path_factory.mktemp("images")
     for i in range(24):
         faces.paint(0, i, 32)[0].save(folder / f"{i}.png")
+    tags = [f"{i},{LOOKS[i % 6][0]} hair {LOOKS[i % 6][1]} eyes\n" for i in range(24)]
+    (folder / "tags.csv").write_text("".join(tags))
     return folder
 
 

@@ -1,5 +1,6 @@
 """compare.py: scores against closed forms, a library and damaged images; runs, folders, table and pictures."""
 
+import argparse
 import csv
 import math
 import os
@@ -7,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, module, run
+from conftest import SHARED, TINY, module, run
 from PIL import Image, ImageFilter
 from test_training import refused
 
@@ -388,6 +389,44 @@ def test_combinations_are_counted_from_a_share(monkeypatch):
     assert compare.read(None, np.arange(4000))["combos"] == 1
     read["readable"] = names == "green"
     assert compare.read(None, np.arange(4000)) == {"readable": 0.001, "combos": 0}
+
+
+def test_obedience(monkeypatch):
+    """Catches unreadable images left out of the share, and attributes compared with another image's."""
+    read = {name: np.array(["a", "b", "unreadable", "b"]) for name in faces.ATTRIBUTES} | {"readable": np.ones(4, bool)}
+    monkeypatch.setattr(compare, "blocks", lambda images, rows: [np.zeros((1, 3, 1, 1), np.uint8)])
+    monkeypatch.setattr(faces, "read_attributes", lambda images: read)
+    row = compare.read(None, np.arange(4), {"hair": np.array(["a", "b", "c", "a"]), "eyes": np.array(["b"] * 4)})
+    assert row["hair"] == 0.5 and row["eyes"] == 0.5 and not {"face", "glasses", "NMI"} & row.keys()
+
+
+def test_shared_information():
+    """Catches a wrong normalisation: 1 for the same columns under other names, 0 for independent ones, between by hand."""
+    a, b = np.array(list("xxyyzz")), np.array(list("112233"))
+    assert compare.shared_information(a, b) == pytest.approx(1) and compare.shared_information(a, a[:1].repeat(6)) == 0
+    assert compare.shared_information(np.array(list("xxyy")), np.array(list("1212"))) == pytest.approx(0, abs=1e-12)
+    half = compare.shared_information(np.array(list("wxyz")), np.array(list("1122")))  # I = ln 2, H = ln 4 and ln 2
+    assert half == pytest.approx(math.log(2) / math.sqrt(math.log(4) * math.log(2)))
+
+
+def test_what_runs_were_asked_for(tmp_path, monkeypatch):
+    """Catches labels of other images than those in the row, captions that nobody reads, and faces of another seed."""
+    monkeypatch.setattr(common, "FACES", 40)
+    for name, script, flags in (
+        ("a", "acgan", ("--steps", "1")),
+        ("t", "cgan_text2img", ("--steps", "1")),
+        ("i", "infogan", ("--steps", "1", "--size", "16")),
+        ("d", "dcgan", ("--steps", "1")),
+    ):
+        module(script).main([*TINY, "--out", str(tmp_path / name), *flags])
+    rows = command(tmp_path, "faces", *(tmp_path / name for name in "atid"), "--size", "32")
+    assert rows[0]["hair"] == rows[0]["eyes"] == rows[0]["face"] == rows[0]["glasses"] == 1
+    known = [{name for name, value in row.items() if value == value} for row in rows]
+    assert {"hair", "eyes", "face", "glasses"} < known[1] and {"hair", "eyes"} < known[2] and "face" not in known[2]
+    assert "NMI" in known[3] and "hair" not in known[3] and not {"NMI", "hair"} & known[4]
+    labels = compare.asked(str(tmp_path / "t"), np.arange(10), argparse.Namespace(runs={str(tmp_path / "t"): {}}))
+    words = [caption.split() for caption in labels["caption"]]
+    assert labels["hair"].tolist() == [w[0] for w in words] and labels["eyes"].tolist() == [w[2] for w in words]
 
 
 def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):

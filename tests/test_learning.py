@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import module, same_state
+from conftest import condition, module, same_state
 
 import common
 import faces
@@ -30,13 +30,14 @@ LEARN = {
     "wgan_gp": [*QUICK, "--batch", "32", "--steps", "300", "--ema", "0.98", "--n-critic", "5"],
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
+LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
 
 
 def layout(script: str, state: dict, args) -> float:
     """Median share of the samples' variance that a face's parts explain."""
     torch.manual_seed(0)
     with torch.no_grad():
-        x = state["G_ema"](module(script).noise(256, args))
+        x = state["G_ema"](module(script).noise(256, args), *condition(script, 256, args))
     images = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return float(np.median(faces.fit(images)[1]))
 

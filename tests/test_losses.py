@@ -37,6 +37,7 @@ EXPECTED = {
         (0, 1),
     ),
 }
+EXPECTED |= dict.fromkeys(("acgan", "infogan"), EXPECTED["dcgan"])
 
 
 @pytest.mark.parametrize("script", EXPECTED)
@@ -59,6 +60,13 @@ def test_gradients_push_the_right_way(script):
     d_real, d_fake = torch.autograd.grad(m.d_loss(real, fake), (real, fake))
     (g_fake,) = torch.autograd.grad(m.g_loss(fake), fake)
     assert (d_real < 0).all() and (d_fake > 0).all() and (g_fake < 0).all()
+
+
+def test_infogan_least_squares():
+    """Catches --adv lsgan that reaches one of the two losses only."""
+    m, (d, g, *_) = module("infogan"), EXPECTED["lsgan"]
+    assert m.d_loss(REAL, FAKE, "lsgan").item() == pytest.approx(d, abs=1e-6)
+    assert m.g_loss(FAKE, "lsgan").item() == pytest.approx(g, abs=1e-6)
 
 
 def test_hinge_is_flat_beyond_the_margin():

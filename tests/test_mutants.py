@@ -12,6 +12,7 @@ from conftest import ROOT, SCRIPTS
 
 BOTH = ["dcgan", "wgan_gp"]  # plumbing is the same text everywhere: its mutants are tried in two scripts
 D, L, C, W, S = ["dcgan"], ["lsgan"], ["wgan"], ["wgan_gp"], ["sngan"]
+A, T, Q = ["acgan"], ["cgan_text2img"], ["infogan"]
 
 # scripts, text, replacement, test
 MUTANTS = [
@@ -69,6 +70,47 @@ MUTANTS = [
     (W, "noise(len(x_real), args)", 'vars(args).setdefault("z", noise(len(x_real), args))', "test_step.py::test_noise_is_fresh_in_every_step"),
     (W, "        x_real = next(data)\n", "        x_real = next(data) if _ == 0 else x_real\n", "test_step.py::test_isolation"),
     (D, "loss_G = g_loss(D(x_fake))", "loss_G = g_loss(D(x_fake.detach() + 0 * x_fake))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    # attributes
+    (A + Q, "softplus(-real).mean() + softplus(fake)", "softplus(real).mean() + softplus(-fake)", "test_losses.py::test_values"),
+    (A, "return softplus(-fake).mean()", "return -softplus(fake).mean()", "test_losses.py::test_values"),
+    (A, 'reduction="sum"', 'reduction="mean"', "test_conditions.py::test_class_loss"),
+    (A, "heads, y.T, strict", "heads, y.T.flip(0), strict", "test_conditions.py::test_class_loss"),
+    (A, "(real, logits), (fake, _)", "(real, _), (fake, logits)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (A, "args.cls_weight * class_real", "class_real", "test_conditions.py::test_class_weight_0_is_the_plain_gan"),
+    (A, "args.cls_weight_g * class_fake", "args.cls_weight * class_fake", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (A, "D(x_fake if k == 0 else G(noise(len(x_real), args), y))", "D(G(noise(len(x_real), args), y))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (A, "one_hot(k + 1, len(values) + 1)[:, 1:]", "one_hot(k.clamp(min=0), len(values))", "test_labels.py::test_encode_attributes"),
+    (A, "places[0] if len(places) == 1 else -1", "places[0] if places else -1", "test_labels.py::test_encode_attributes"),
+    (A + Q, "out[:, 0], out[:, 1:]", "out[:, 0], out[:, 1:].softmax(1)", "test_conditions.py::test_heads_are_logits"),
+    (A, "[z, vectors(y, self.groups)]", "[z, 0 * vectors(y, self.groups)]", "test_conditions.py::test_condition_and_noise_both_matter"),
+    (A + T, "[i // 8 * len(", "[i % 8 * len(", "test_training.py::test_files_of_a_run"),
+    # captions
+    (T, "t_real * softplus(-real) + (1 - t_real) * softplus(real)", "t_real * softplus(real) + (1 - t_real) * softplus(-real)", "test_conditions.py::test_gan_cls_losses"),
+    (T, "(mask * softplus(wrong)).mean(1).sum()) / 2", "(mask * softplus(wrong)).mean(1).sum())", "test_conditions.py::test_gan_cls_losses"),
+    (T, "(mask * softplus(wrong))", "softplus(wrong)", "test_conditions.py::test_gan_cls_losses"),
+    (T, "(mask * softplus(wrong))", "(mask * softplus(-wrong))", "test_conditions.py::test_gan_cls_losses"),
+    (T, "[D(x_real, t[other])]", "[D(x_real, t)]", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (T, "[D(x_real[other], t)]", "[D(x_real[other], t[other])]", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (T, "mask, args.real_label)", "mask)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (T, ".sigmoid().detach() - fake.sigmoid()", ".detach() - fake", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (T, "order.roll(len(t) // 2)", "order.roll(1)", "test_conditions.py::test_derangement"),
+    (T, "torch.randperm(len(t), device=t.device)[same]", "same", "test_conditions.py::test_derangement_is_not_the_next_in_the_alphabet"),
+    (T, 'words + [" ".join(pair) for pair in itertools.pairwise(words)]', "words", "test_conditions.py::test_exchanged_colours_are_another_caption"),
+    (T, "padding_idx=0", "padding_idx=None", "test_conditions.py::test_an_encoder_for_each_network"),
+    (T, "t = self.text(t)[", "t = 0 * self.text(t)[", "test_conditions.py::test_exchanged_colours_are_another_caption"),
+    (T, "range(args.sample)]", "range(args.sample - 1)]", "test_conditions.py::test_prompts"),
+    # codes
+    (Q, "(q[:, k:] - c[:, k:])", "(q[:, k:] + c[:, k:])", "test_conditions.py::test_codes"),
+    (Q, "args.info_con * args.codes * numbers / 2", "args.info_con * numbers", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, " + info_loss(q, c, args)[0]", "", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, "+ information", "- information", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, "information, category, numbers = info_loss(q, c, args)", "information, category, numbers = info_loss(q, c.roll(1, 0), args)", "test_conditions.py::test_infogan_finds_a_code_that_is_plain_to_see"),
+    (Q, "uniform_(-1, 1)], 1)", "uniform_(0, 1)], 1)", "test_conditions.py::test_codes"),
+    (Q, "return ((fake - 1) ** 2).mean() / 2 if", "return (fake**2).mean() / 2 if", "test_losses.py::test_infogan_least_squares"),
+    (Q, "[::8].repeat_interleave(8, 0)", "", "test_training.py::test_files_of_a_run"),
+    (Q, "[z, c], 1", "[z, 0 * c], 1", "test_conditions.py::test_condition_and_noise_both_matter"),
+    (A + Q, "D(x_fake.detach())", "D(x_fake)", "test_step.py::test_isolation"),
+    (T, "D(x_fake.detach(), t)", "D(x_fake, t)", "test_step.py::test_isolation"),
     # networks
     (D + L, "nn.Dropout(args.dropout), nn.Conv2d(w[-1], 1, base)", "nn.Conv2d(w[-1], 1, base), nn.Dropout(args.dropout)", "test_networks.py::test_dropout_is_before_the_last_convolution_of_D_only"),
     (S, "layers += [conv(w[-1], 1, base)", "layers += [nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),

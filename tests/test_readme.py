@@ -40,7 +40,7 @@ def test_command_parses(command, tmp_path, monkeypatch, capsys):
         assert error.value.code == 0
         known = capsys.readouterr().out
         assert all(flag in known for flag in flags if flag.startswith("--"))
-    elif {"--resume", "--sample"} & set(flags):
+    elif {"--resume", "--sample", "--prompt", "--prompts"} & set(flags):
         with pytest.raises(SystemExit):  # there is no run here; the flags themselves are right
             m.parse_args(flags)
         assert "no checkpoint" in capsys.readouterr().err

@@ -5,27 +5,29 @@ import itertools
 
 import pytest
 import torch
-from conftest import module, run, same, settings
+from conftest import EXTRA, HEADS, SCRIPTS, condition, module, run, same, settings
 from torch import nn
 from torch.nn.functional import logsigmoid
 
 
 class ToyG(nn.Module):
-    def __init__(self):
+    def __init__(self, extra=0):
         super().__init__()
-        self.linear, self.norm = nn.Linear(8, 12), nn.BatchNorm1d(12)
+        self.linear, self.norm = nn.Linear(8 + extra, 12), nn.BatchNorm1d(12)
 
-    def forward(self, z):
+    def forward(self, z, *condition):
+        z = torch.cat([z, *(c.float() for c in condition)], 1)
         return torch.tanh(self.norm(self.linear(z))).view(-1, 3, 2, 2)
 
 
 class ToyD(nn.Module):
-    def __init__(self):
+    def __init__(self, extra=0, heads=0):
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0))
+        self.heads, self.net = heads, nn.Sequential(nn.Linear(12 + extra, 8), nn.Tanh(), nn.Linear(8, 1 + heads))
 
-    def forward(self, x):
-        return self.net(x)
+    def forward(self, x, *condition):
+        out = self.net(torch.cat([x.flatten(1), *(c.float() for c in condition)], 1))
+        return (out[:, 0], out[:, 1:]) if self.heads else out[:, 0]
 
 
 class Spy(torch.optim.SGD):
@@ -44,11 +46,16 @@ class Spy(torch.optim.SGD):
         super().step()
 
 
-def toys():
+def toys(script="dcgan"):
     torch.manual_seed(0)
-    G, D, notes = ToyG(), ToyD(), []
+    D = ToyD(EXTRA[script] if script == "cgan_text2img" else 0, HEADS.get(script, 0))
+    G, notes = ToyG(EXTRA.get(script, 0)), []
     networks = {"G": G, "D": D}
     batches = [torch.rand(8, 3, 2, 2) * 2 - 1 for _ in range(20)]
+    if script in ("acgan", "cgan_text2img"):
+        batches = [(x, *condition(script, 8, settings(script))) for x in batches]
+    if script == "acgan":
+        batches[0][1][0, 0] = batches[0][1][3, 1] = -1  # labels that leave a group open
     return G, D, Spy("G", G, networks, notes), Spy("D", D, networks, notes), batches, notes
 
 
@@ -118,6 +125,63 @@ def wgan_gp_by_hand(G, D, batches, args):
     ascend(G, D(G(torch.randn(8, 8))).mean())
 
 
+def acgan_by_hand(G, D, batches, args):
+    """One D step, then the G steps: log likelihoods of real or fake, and of the attributes that the label gives."""
+    x, y = batches[0]
+
+    def classes(p):  # E log P(y | x), group by group and image by image; -1: no term
+        places = {"eyes": p[:, :2], "hair": p[:, 2:]}
+        logs = [torch.log_softmax(places[name], 1) for name in ("eyes", "hair")]
+        return sum(logs[k][i, y[i, k]] for i in range(8) for k in range(2) if y[i, k] >= 0) / 8
+
+    x_fake = G(torch.randn(8, 8), y)
+    (real, p), (fake, _) = D(x), D(x_fake.detach())
+    ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + args.cls_weight * classes(p))
+    for k in range(args.g_steps):
+        fake, p = D(x_fake if k == 0 else G(torch.randn(8, 8), y))
+        ascend(G, logsigmoid(fake).mean() + args.cls_weight_g * classes(p))
+
+
+def cgan_by_hand(G, D, batches, args):
+    """Algorithm 1: a right pair, wrong ones and a generated one; the wrong ones weigh a half each."""
+    (x, t), n = batches[0], 8
+    other, mask = module("cgan_text2img").derange(t)
+    assert mask.all()
+    x_fake = G(torch.randn(n, 8), t)
+    target = args.real_label
+    real, wrong, fake = D(x, t), D(x, t[other]), D(x_fake.detach(), t)
+    value = target * logsigmoid(real) + (1 - target) * logsigmoid(-real)
+    value = value + logsigmoid(-wrong) / 2 + logsigmoid(-fake) / 2
+    if args.wrong_image:
+        value = value + logsigmoid(-D(x[other], t)) / 2
+    ascend(D, value.mean())
+    fake = D(x_fake, t)
+    apart = (torch.sigmoid(D(x, t)).detach() - torch.sigmoid(fake)) ** 2
+    ascend(G, logsigmoid(fake).mean() - args.l2 * apart.mean() - args.l1 * abs(x_fake - x).mean())
+
+
+def infogan_by_hand(G, D, batches, args):
+    """One step of D and Q, one of G; -log of a softmax and of Gaussians of spread 1 at the codes that made the images."""
+    k, m = args.categories, args.codes
+    c = torch.cat([torch.eye(k)[torch.randint(k, (8,))], torch.empty(8, m).uniform_(-1, 1)], 1)
+    z = torch.empty(8, 8).uniform_(-1, 1)
+
+    def information(q):
+        category = (torch.log_softmax(q[:, :k], 1) * c[:, :k]).sum(1).mean()
+        numbers = (-0.5 * (q[:, k:] - c[:, k:]) ** 2).sum(1).mean()
+        return args.info_cat * category + args.info_con * numbers
+
+    x_fake = G(z, c)
+    (real, _), (fake, q) = D(batches[0]), D(x_fake.detach())
+    if args.adv == "lsgan":
+        ascend(D, information(q) - ((real - 1) ** 2).mean() / 2 - (fake**2).mean() / 2)
+        fake, q = D(x_fake)
+        return ascend(G, information(q) - ((fake - 1) ** 2).mean() / 2)
+    ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + information(q))
+    fake, q = D(x_fake)
+    return ascend(G, logsigmoid(fake).mean() + information(q))
+
+
 BY_HAND = {
     "dcgan": dcgan_by_hand,
     "dcgan --real-label 0.7 1.0 --fake-label 0.0 0.3 --g-steps 3": dcgan_by_hand,
@@ -127,15 +191,21 @@ BY_HAND = {
     "wgan --clip 0.1": wgan_by_hand,
     "wgan_gp": wgan_gp_by_hand,
     "sngan": sngan_by_hand,
+    "acgan": acgan_by_hand,
+    "acgan --cls-weight 2 --cls-weight-g 0.3 --g-steps 3": acgan_by_hand,
+    "cgan_text2img": cgan_by_hand,
+    "cgan_text2img --real-label 0.9 --wrong-image --l2 2 --l1 0.5": cgan_by_hand,
+    "infogan": infogan_by_hand,
+    "infogan --adv lsgan --info-cat 0.5 --info-con 2 --categories 7 --codes 3": infogan_by_hand,
 }
-D_STEPS = {"dcgan": 1, "lsgan": 1, "wgan": 5, "wgan_gp": 5, "sngan": 5}  # per G step, at the defaults
+D_STEPS = dict.fromkeys(SCRIPTS, 1) | {"wgan": 5, "wgan_gp": 5, "sngan": 5}  # per G step, at the defaults
 
 
 @pytest.mark.parametrize("command", BY_HAND)
 def test_step_equals_the_algorithm_by_hand(command):
     """Catches wrong signs, a detach too many or too few, G trained against the old D, mixed-up noise, batches or labels."""
     script, *flags = command.split()
-    G, D, opt_G, opt_D, batches, _ = toys()
+    G, D, opt_G, opt_D, batches, _ = toys(script)
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(1)
     module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags))
@@ -221,6 +291,19 @@ DEFAULTS = {  # of the papers, or of the code that everybody takes for them
     "wgan_gp": {"lr_g": 1e-4, "lr_d": 1e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5, "gp": 10},
     "sngan": {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5},
 }
+ADAM = {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0.5, "beta2": 0.999}
+DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
+DEFAULTS["cgan_text2img"] = ADAM | {"real_label": 1, "wrong_image": False, "l1": 0, "l2": 0}
+DEFAULTS["infogan"] = ADAM | {
+    "lr_g": 1e-3,
+    "z_dim": 62,
+    "noise": "uniform",
+    "info_cat": 1,
+    "info_con": 0.1,
+    "adv": "ns",
+    "categories": 8,
+    "codes": 2,
+}
 
 
 def test_defaults_are_the_papers(script):
@@ -244,14 +327,15 @@ def test_wasserstein_estimate(script):
 
 def test_isolation(script):
     """Catches D not frozen in G's step, gradients that leak from one step into the other, and a wrong number of steps."""
-    G, D, opt_G, opt_D, batches, notes = toys()
+    G, D, opt_G, opt_D, batches, notes = toys(script)
     data, calls = iter(batches), []
     for net in (G, D):
         net.register_forward_pre_hook(lambda net, inputs: calls.append((type(net), net.training, len(inputs[0]))))
     for _ in range(2):
         metrics = module(script).train_step(G, D, opt_G, opt_D, data, settings(script))
     n = D_STEPS[script]
-    per_step = 3 if script == "wgan_gp" else 2  # real, generated, and mixed images apart, each with its own statistics
+    # real, generated, and mixed images or wrong pairs apart, each with its own statistics
+    per_step = 3 if script in ("wgan_gp", "cgan_text2img") else 2
     assert calls.count((ToyD, True, 8)) == 2 * (per_step * n + 1)
     assert calls.count((ToyG, True, 8)) == len(calls) - 2 * (per_step * n + 1)
     assert [note["opt"] for note in notes] == (["D"] * n + ["G"]) * 2
@@ -272,7 +356,7 @@ def test_isolation(script):
 
 def test_noise_is_fresh_in_every_step(script):
     """Catches z that is drawn once, or seeded inside the step."""
-    G, D, opt_G, opt_D, batches, _ = toys()
+    G, D, opt_G, opt_D, batches, _ = toys(script)
     seen = []
     G.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].clone()))
     for _ in range(2):

@@ -12,13 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, module, run, same, same_state
+from conftest import LOOKS, NOISE, ROOT, TINY, module, run, same, same_state
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.utils import make_grid
 
 import common
 
+FAST = ("--lr-g", "0.02")  # after a few steps different noise gives images that differ by more than a grey level
 OFTEN = ("--log-every", "1", "--save-every", "4", "--flip")
 
 
@@ -47,7 +48,7 @@ def refused(capsys, code, *parts):
 def test_files_of_a_run(script, folder, tmp_path):
     """Catches a file that is missing, empty, of another step, or drawn with another range than the data's."""
     out = tmp_path / "run"
-    state = run(script, folder, out, "--steps", "6", "--log-every", "2", "--save-every", "3", "--keep", "2")
+    state = run(script, folder, out, "--steps", "6", "--log-every", "2", "--save-every", "3", "--keep", "2", *FAST)
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tfevents" not in path.name}
     samples = {f"samples/{i:06d}.png" for i in (0, 3, 6)}
     numbered = {f"checkpoints/{i:06d}.pt" for i in (3, 6)}  # the two newest
@@ -74,7 +75,19 @@ def test_files_of_a_run(script, folder, tmp_path):
     args = m.parse_args(["--resume", "--out", str(out), "--steps", "7"])
     args.device = "cpu"
     m.Generator(args).apply(m.init_weights), m.Discriminator(args).apply(m.init_weights)
-    grid = make_grid(state["G_ema"](m.noise(common.GRID, args)))
+    z, c = m.noise(common.GRID, args), ()
+    looks = [
+        LOOKS[sorted(range(24), key=str)[i // 8 * 3] % 6] for i in range(64)
+    ]  # of eight training images, one a row
+    if script == "acgan":
+        c = (m.encode([[("hair", hair), ("eyes", eyes)] for hair, eyes in looks], args.groups),)
+    if script == "cgan_text2img":
+        c = (m.encode([f"{hair} hair {eyes} eyes" for hair, eyes in looks], args),)
+    if script in ("acgan", "cgan_text2img"):
+        z = z[:8].repeat(8, 1)
+    if script == "infogan":  # a noise in each row
+        z, c = z[::8].repeat_interleave(8, 0), (m.grid_codes(args),)
+    grid = make_grid(state["G_ema"](z, *c))
     expected = ((grid + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     inside = make_grid(torch.ones(common.GRID, 3, 16, 16)).permute(1, 2, 0).numpy() == 1
     drawn = np.asarray(Image.open(out / "samples/000006.png"))
@@ -161,7 +174,8 @@ def test_sampling(script, folder, tmp_path):
 
     def sample(*flags) -> list[np.ndarray]:
         module(script).main(["--out", str(out), "--path", "gone", "--device", "cpu", *flags])
-        files = sorted((out / "generated").iterdir())
+        files = sorted((out / "generated").glob("*.png"))
+        assert (out / "generated/labels.csv").exists() == (script not in NOISE)
         assert [file.name for file in files] == [f"{i:05d}.png" for i in range(len(files))]
         return [np.asarray(Image.open(file)).astype(int) for file in files]
 
@@ -170,7 +184,10 @@ def test_sampling(script, folder, tmp_path):
     m = module(script)
     args = m.parse_args(["--out", str(out), "--sample", "1", "--device", "cpu"])
     torch.manual_seed(0)
-    expected = (state["G_ema"](m.noise(8, args))[0] + 1) * 127.5
+    c = {"acgan": lambda: m.wanted(args)[:8], "cgan_text2img": lambda: next(m.wanted(args)[0])}
+    c["infogan"] = lambda: m.draw_codes(8, args)
+    c = [c[script]()] if script in c else []
+    expected = (state["G_ema"](m.noise(8, args), *c)[0] + 1) * 127.5
     assert abs(five[0] - expected.permute(1, 2, 0).numpy()).max() <= 1
     assert any((a != b).any() for a, b in zip(five, sample("--sample", "5", "--seed", "1"), strict=True))
     assert any((a != b).any() for a, b in zip(five, sample("--sample", "5", "--sample-mode", "batch"), strict=True))
