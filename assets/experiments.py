@@ -17,7 +17,8 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_suffix(".csv")
 RUNS = Path("runs/experiments")
-SCORES = ("FD", "KIDx1000", "precision", "recall", "diversity", "nearest", "readable", "combos")
+SCORES = ["FD", "KIDx1000", "precision", "recall", "diversity", "nearest", "readable", "combos"]
+SCORES += ["hair", "eyes", "face", "glasses", "NMI"]  # of runs with a condition
 
 
 def done(out: Path) -> bool:
@@ -55,7 +56,8 @@ if __name__ == "__main__":
             subprocess.run(command, check=True)
             for found in csv.DictReader((RUNS / "table.csv").open(encoding="utf-8")):
                 if found["name"] in outs:
-                    outs[found["name"]] |= {score: f"{float(found[score]):.4g}" for score in SCORES}
+                    scores = {score: found[score] for score in SCORES if found.get(score, "nan") != "nan"}
+                    outs[found["name"]] |= {score: f"{float(value):.4g}" for score, value in scores.items()}
             with open(TABLE.with_suffix(".tmp"), "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, ["experiment", "command", *SCORES])
                 writer.writeheader()
