@@ -8,13 +8,13 @@ beside z; D returns a score and, from the same maps, logits of P(y | x) for ever
 leaves open, or gives two values, is a zero vector for G and no term of L_C.
 
 Differs from the paper: G learns with the non-saturating loss, D's classifier from real images only (as
-igul222/improved_wgan_training has it: G's early images would teach it nonsense), groups with a classifier each, y of
-the fakes from the labels of the real batch (which may be correlated), and DCGAN's networks. Samples come from a moving
-average of G (arXiv 1710.10196).
+igul222/improved_wgan_training has it, which also weighs L_C by 0.1 in G's loss; 1 here), groups with a classifier each,
+y of the fakes from the labels of the real batch (which may be correlated), and DCGAN's networks. Samples come from a
+moving average of G (arXiv 1710.10196), with all values alike often unless --sample-labels asks for others.
 
     python acgan.py                                                            # built-in faces, minutes on a CPU
-    python acgan.py --path data/cartoonset/images --labels data/cartoonset/cartoon_attr.txt
-    python acgan.py --sample 100 --sample-labels testing_labels.txt            # one image for each row, again and again
+    python acgan.py --path data/cartoonset/images --labels data/cartoonset/cartoon_attr.txt --out runs/cartoons
+    python acgan.py --out runs/cartoons --sample 100 --sample-labels testing_labels.txt      # in turn, one image a row
 
 Result of the first command: 10,000 steps in 5.0 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 99 % ± 0 can
 be read as a face; hair is as asked in 100 % ± 0, eyes in 98 % ± 1, glasses in 94 % ± 8 (3 seeds).

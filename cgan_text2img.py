@@ -10,10 +10,12 @@ another caption, and a generated image, are wrong. So it learns to read, and G t
 Differs from the paper: the text encoder is not trained beforehand but with the networks, one in G, one in D: the mean
 of learned vectors of the caption's words and pairs of neighbouring words, because a bag of words alone cannot tell
 "blue hair red eyes" from "red hair blue eyes"; --embeddings takes vectors of any other encoder. Networks are DCGAN's
-(authors: with residual blocks). Samples come from a moving average of G (arXiv 1710.10196).
+(authors: with residual blocks). Samples come from a moving average of G (arXiv 1710.10196), for the training's captions
+in turn. Off by default, from a student's report: a fourth pair (--wrong-image: a caption with another real image),
+smoothing (--real-label 0.9), and G pulled to the real image, in D's verdict (--l2 100) and in pixels (--l1 50).
 
     python cgan_text2img.py                                              # built-in faces, minutes on a CPU
-    python cgan_text2img.py --path data/faces --labels data/tags.csv
+    python cgan_text2img.py --path data/faces --labels data/faces/tags.csv --out runs/tags     # painted by faces.py
     python cgan_text2img.py --prompt "blue hair red eyes"                # five images, from the checkpoint
 
 Result of the first command: 10,000 steps in 7.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 99 % can
@@ -59,8 +61,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
     group.add_argument("--real-label", type=common.between(0.0, 1.0), default=1.0, help="target of real pairs in D")
     group.add_argument("--wrong-image", action="store_true", help="a fourth term of D: the caption, another real image")
-    group.add_argument("--l2", type=common.between(0.0), default=0.0, help="weight of G's distance in D's verdict")
-    group.add_argument("--l1", type=common.between(0.0), default=0.0, help="weight of |G(z, t) - x|")
+    group.add_argument("--l2", type=common.between(0.0), default=0.0, help="G: weight of (s(D(x)) - s(D(G(z))))^2")
+    group.add_argument("--l1", type=common.between(0.0), default=0.0, help="G: weight of |G(z, t) - x|")
     group.add_argument("--embeddings", metavar="FILE", help=".npy, row i for row i of --labels; then no prompts")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")

@@ -18,7 +18,8 @@ the reference, as many others make the first row of the table: what a perfect ge
     readable    built-in faces: share that faces.py can read as a face; combos: of the 132 of hair and eyes, those that
                 3 of 2,000 samples show (0.15 % of --count)
     hair, ...   share that shows the hair, eyes, face, glasses that its labels.csv asked for; unreadable is disobeyed
-    NMI         of infogan.py's category and the attribute that it knows best: 0 chance, 1 the same
+    NMI         of infogan.py's category and the attribute that it knows best, among the samples in which that can be
+                read, times their share; 0 by chance, at most 0.58 for glasses, 0.73 for the skin, 0.91 for hair or eyes
 
 Features are means and spreads of the maps of a small convolutional network with fixed random weights: nothing to
 download, the same filters on every machine. They are not Inception's, so FD is not FID. With torch-fidelity installed
@@ -247,7 +248,9 @@ def read(images: np.ndarray, rows: np.ndarray, wanted: dict[str, np.ndarray] | t
     row = {"readable": seen["readable"].mean(), "combos": sum(n >= 3 * len(rows) / 2000 for n in counts.values())}
     row |= {name: (seen[name] == wanted[name]).mean() for name in faces.ATTRIBUTES if name in wanted}
     if "category" in wanted:
-        row["NMI"] = max(shared_information(wanted["category"], seen[name]) for name in faces.ATTRIBUTES)
+        clear = {name: seen[name] != "unreadable" for name in faces.ATTRIBUTES}
+        shared = {k: shared_information(wanted["category"][ok], seen[k][ok]) for k, ok in clear.items() if ok.any()}
+        row["NMI"] = max((clear[name].mean() * value for name, value in shared.items()), default=0.0)
     return row
 
 

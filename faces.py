@@ -193,7 +193,7 @@ def main(argv=None):
     looks = write(args.folder, range(args.count), args)
     tags = "".join(f"{i},{look['hair']} hair {look['eyes']} eyes\n" for i, look in enumerate(looks))
     (args.folder / "tags.csv").write_text(tags, encoding="utf-8")
-    label = {"hair": "hair_{}", "eyes": "eye_{}", "face": "face_{}", "glasses": "{}_glasses"}
+    label = {"hair": "hair_{}", "eyes": "eyes_{}", "face": "face_{}", "glasses": "{}_glasses"}
     columns = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
     rows = [str(len(looks)), " ".join(label[name].format(value) for name, value in columns)]
     rows += [" ".join([f"{i}.png", *(str(int(f[k] == v)) for k, v in columns)]) for i, f in enumerate(looks)]

@@ -4,20 +4,21 @@ Adversarial Nets", arXiv 1606.03657.
     min_{G, Q} max_D  V(D, G) - lambda L_I        L_I = E log Q(c | G(z, c)) + H(c) <= I(c; G(z, c))
 
 What is specific to this file: G gets a code c beside z, a category and numbers in [-1, 1], and Q, heads on D's maps,
-must tell it from the image. So the code comes to stand for what is plain to see, and nobody gave a label.
+must tell it from the image. So the code can come to stand for what is plain to see, and nobody gave a label.
 
 Q(c | x) is a softmax for the category, a Gaussian of spread 1 for each number: -log Q is cross-entropy and half the
 squared error. L_I is in D's step as in G's, as in the authors' code: Q's weights are in D's optimiser. Differs from the
-paper: G learns with the non-saturating loss (or --adv lsgan), heads are linear, networks are DCGAN's, and 8 categories,
-the columns of a grid (paper: 10 for ten digits). Samples come from a moving average of G (arXiv 1710.10196).
+paper: G learns with the non-saturating loss (or --adv lsgan), heads are linear, networks are DCGAN's, lambda is 0.1 for
+the numbers (authors: 1), and 8 categories, the columns of a grid (paper: 10 for ten digits). Samples come from a moving
+average of G (arXiv 1710.10196).
 
     python infogan.py                                      # built-in faces, a few minutes on a CPU
     python infogan.py --path data/anime --size 64          # any folder of images, no labels
     torchrun --nproc-per-node=8 infogan.py --path data/anime
 
-Result of the first command: 10,000 steps in 5.3 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 90 % ± 8 can
-be read as a face, most with eyes of no clear colour; normalised mutual information of the category and the attribute
-that it knows best: 0.54 ± 0.11 (3 seeds).
+Result of the first command: 10,000 steps in 5.3 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 93 % ± 1 can
+be read as a face, with 58 ± 32 of the 132 combinations of hair and eyes; normalised mutual information of the category
+and the attribute that it knows best: 0.51 ± 0.06 (3 seeds).
 """
 
 import argparse
@@ -35,7 +36,7 @@ from torch.nn.functional import cross_entropy, one_hot, softplus
 import common
 
 # what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000}
+PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_d": 3e-4}
 ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "categories", "codes")  # what a checkpoint must agree on
 
 

@@ -135,7 +135,7 @@ def test_command_writes_images_and_labels(tmp_path):
         assert tag == f"{i},{hair} hair {eyes} eyes"
         name, *values = row.split()
         chosen = {n for n, value in zip(names.split(), values, strict=True) if value == "1"}
-        assert name == f"{i}.png" and chosen == {f"hair_{hair}", f"eye_{eyes}", f"face_{skin}", f"{glasses}_glasses"}
+        assert name == f"{i}.png" and chosen == {f"hair_{hair}", f"eyes_{eyes}", f"face_{skin}", f"{glasses}_glasses"}
 
 
 def test_command_writes_two_domains(tmp_path, capsys):

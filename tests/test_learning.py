@@ -49,7 +49,7 @@ def test_learns_faces(script, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "FACES", 2000)
     m, flags = module(script), ["--size", "32", "--device", "cpu", "--seed", "0", *LEARN[script]]
     state = m.main([*flags, "--out", str(tmp_path / "run")])
-    args = m.parse_args([*flags, "--out", str(tmp_path / "other")])
+    args = m.parse_args(["--sample", "1", "--out", str(tmp_path / "run"), "--device", "cpu"])  # with groups, words
     untrained = {"G_ema": m.Generator(args).apply(m.init_weights).eval()}
     before, after = layout(script, untrained, args), layout(script, state, args)
     print(f"\n{script}: layout fit {before:.3f} untrained, {after:.3f} after {args.steps} steps")
