@@ -518,3 +518,15 @@ def test_images_are_streamed(reads):
     images = Counted()
     reads(images, np.arange(1000))
     assert sum(images.asked) == 1000 and max(images.asked) <= 100
+
+
+def test_information_counts_what_can_be_read(monkeypatch):
+    """Catches "unreadable" as a value of its own, and an attribute that is known where few samples show it."""
+    wanted = {"category": np.array(["0", "1"] * 50)}
+    seen = {name: np.array(["a"] * 100) for name in faces.ATTRIBUTES} | {"readable": np.ones(100, bool)}
+    seen["hair"] = np.where(np.arange(100) % 2, "unreadable", "black")  # follows the category, but names nothing
+    seen["eyes"] = np.where(np.arange(100) < 20, np.array(["red", "blue"] * 50), "unreadable")  # known in a fifth
+    monkeypatch.setattr(faces, "read_attributes", lambda images: seen)
+    monkeypatch.setattr(compare, "blocks", lambda images, rows: [images])
+    row = compare.read(np.zeros((100, 3, 32, 32), np.uint8), np.arange(100), wanted)
+    assert row["NMI"] == pytest.approx(0.2)
