@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image, ImageOps
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COLOURS = {"hair": f"({'|'.join(faces.HAIR)}) hair", "eyes": f"({'|'.join(faces.EYES)}) eyes"}  # not "long hair"
 CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
 NOT_FROM_CHECKPOINT = {"out", "cache", "device", "resume", "checkpoint", "sample", "sample_mode"}
-NOT_FROM_CHECKPOINT |= {"sample_labels", "prompt", "prompts"}
+NOT_FROM_CHECKPOINT |= {"sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
 
 
 def fail(message: str, code: int = 2):
@@ -70,9 +71,9 @@ def image_size(text: str) -> int:
     return int(text)
 
 
-def add_data_flags(parser: argparse.ArgumentParser, labels: bool = False):
+def add_data_flags(parser: argparse.ArgumentParser, labels: bool = False, path: str = "folder of images, any depth"):
     group = parser.add_argument_group("data")
-    group.add_argument("--path", help="folder of images, any depth; without it: built-in faces and the preset")
+    group.add_argument("--path", help=f"{path}; without it: built-in faces and the preset")
     group.add_argument("--size", type=image_size, default=64, help="width and height of the images in pixels")
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror at random")
@@ -81,7 +82,7 @@ def add_data_flags(parser: argparse.ArgumentParser, labels: bool = False):
     group.add_argument("--cache", default=CACHE, help="folder for the decoded images")
 
 
-def add_output_flags(parser: argparse.ArgumentParser, script: str):
+def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bool = True):
     group = parser.add_argument_group("output")
     group.add_argument("--out", default=f"runs/{Path(script).stem}", help="folder of the run")
     group.add_argument("--log-every", type=between(1), default=50, help="steps between rows of log.csv")
@@ -89,7 +90,8 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str):
     group.add_argument("--keep", type=between(0), default=3, help="numbered checkpoints to keep beside last.pt")
     group.add_argument("--resume", action="store_true", help="go on from --checkpoint; flags not given come from it")
     group.add_argument("--sample", type=between(1), metavar="N", help="write N images to OUT/generated and leave")
-    group.add_argument("--sample-mode", choices=("eval", "batch"), default="eval", help="statistics of BatchNorm")
+    if batchnorm:
+        group.add_argument("--sample-mode", choices=("eval", "batch"), default="eval", help="statistics of BatchNorm")
     group.add_argument("--checkpoint", help="file for --resume and --sample (default: OUT/last.pt)")
 
 
@@ -150,19 +152,26 @@ def paint(name: str, size: int, channels: int) -> np.ndarray:
     return pixels(faces.paint(0, int(name), size)[0], channels)
 
 
-def decode(name: str, size: int, channels: int, folder: str = "") -> np.ndarray:
-    """An image file -> (C, S, S) uint8: upright, alpha on white, cropped to the central square, then resized."""
-    if not Path(folder, name).is_file():
+def open_image(file: Path, draft: int | None = None) -> Image.Image:
+    """An image file as RGB, upright, alpha on white; with `draft`, a large JPEG comes smaller, but not below that."""
+    if not file.is_file():
         raise OSError("not a regular file")
-    with Image.open(Path(folder, name)) as image:
-        image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
+    with Image.open(file) as image:
+        if draft:
+            image.draft(None, (draft, draft))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return pixels(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS), channels)
+        return image.convert("RGB")
+
+
+def decode(name: str, size: int, channels: int, folder: str = "") -> np.ndarray:
+    """An image file -> (C, S, S) uint8: cropped to the central square, then resized."""
+    image = open_image(Path(folder, name), 2 * size)
+    return pixels(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS), channels)
 
 
 def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
@@ -385,6 +394,8 @@ class Batches:
     def __init__(self, images: np.ndarray, args: argparse.Namespace, rank: int, world: int, rows=None, labels=None):
         self.images, self.device, self.position, self.permutation = torch.from_numpy(images), args.device, 0, (-1, None)
         self.rows, self.labels = np.arange(len(images)) if rows is None else rows, labels
+        if len(self.rows) < args.batch:
+            fail(f"{len(self.rows)} images to draw from are fewer than a batch of {args.batch}: lower --batch")
         self.seed, self.batch, self.flip, self.mine = args.seed, args.batch, args.flip, slice(rank, None, world)
         if "cuda" in args.device and images.nbytes < 0.4 * torch.cuda.mem_get_info(args.device)[0]:
             self.images = self.images.to(args.device)
@@ -471,6 +482,40 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
         atomic(folder / "labels.csv", lambda file: file.write(text.getvalue().encode()))
 
 
+def translate_folder(args: argparse.Namespace, out: str, translate):
+    """Every image of --translate through `translate`, (1, C, H, W) -> the same in [-1, 1], to `out` under its name.
+
+    `translate` gets it with a shorter side of --size pixels; what comes back is resized to the image's own size. The
+    first eight stand in _sheet.png, each beside its translation.
+    """
+    if int(os.environ.get("RANK", 0)):
+        return
+    names, pairs = [name for name in find_images(args.translate, out) if name != "_sheet.png"], []
+    if not names:
+        fail(f"--translate {args.translate} is no folder with images: looked for {' '.join(SUFFIXES)}")
+    if Path(out).resolve() == Path(args.translate).resolve():
+        fail(f"--translate {args.translate} is where the results would go: name another folder by --out")
+    for name in tqdm(names, out, unit="img"):
+        try:
+            image = open_image(Path(args.translate, name))
+        except Exception as error:  # decoders raise anything at hostile files
+            print(f"skipped {name!r}, which cannot be read ({type(error).__name__})", file=sys.stderr)
+            continue
+        size = [max(args.size, round(side * args.size / min(image.size))) for side in image.size]
+        x = torch.tensor(pixels(image.resize(size, Image.Resampling.LANCZOS), args.channels))
+        y = translate(normalise(x)[None])[0].float().add(1).mul(127.5).round().byte()
+        y = to_pil_image(y.cpu()).resize(image.size, Image.Resampling.LANCZOS)
+        kind = Image.registered_extensions()[Path(name).suffix.lower()]
+        atomic(Path(out, name), functools.partial(y.save, format=kind, quality=95))
+        if len(pairs) < 16:
+            pairs += [pixels(ImageOps.fit(each, (args.size, args.size)), args.channels) for each in (image, y)]
+    if pairs:
+        sheet = normalise(torch.from_numpy(np.stack(pairs)))
+        atomic(
+            Path(out, "_sheet.png"), lambda file: save_image(sheet, file, "png", normalize=True, value_range=(-1, 1))
+        )
+
+
 def numbered(folder: Path, suffix: str) -> list[Path]:
     """The files of a folder whose names are steps, in their order."""
     return sorted((f for f in folder.glob(f"*{suffix}") if f.stem.isdigit()), key=lambda f: int(f.stem))
@@ -484,8 +529,9 @@ class Run:
     grids: log and GIF become those of a run without a break.
     """
 
-    def __init__(self, args: argparse.Namespace, data: Batches, start: int, sample, rank: int):
+    def __init__(self, args: argparse.Namespace, data: Batches, start: int, sample, rank: int, diversity: bool = True):
         self.args, self.data, self.start, self.sample, self.rank = args, data, start, sample, rank
+        self.diversity = diversity
         self.out, self.step, self.saved = Path(args.out), start, start
         self.stop = self.leaving = False
 
@@ -498,8 +544,8 @@ class Run:
         self.drop_later()
         settings = {**vars(self.args), "torch": torch.__version__, "images": len(self.data.images)}
         atomic(self.out / "args.json", lambda file: file.write(json.dumps(settings, indent=2).encode()))
-        rows = torch.from_numpy(np.random.default_rng(self.args.seed).permutation(len(self.data.images))[:GRID])
-        real = normalise(self.data.images[rows.to(self.data.images.device)])
+        rows = self.data.rows[np.random.default_rng(self.args.seed).permutation(len(self.data.rows))[:GRID]]
+        real = normalise(self.data.images[torch.from_numpy(rows).to(self.data.images.device)])
         save_image(real, self.out / "real.png", normalize=True, value_range=(-1, 1))
         self.real_distance = max(torch.pdist(real.flatten(1).cpu()).mean().item(), 1e-12)
         self.events = SummaryWriter(self.out, purge_step=self.start + 1)
@@ -554,7 +600,8 @@ class Run:
             if not math.isfinite(value):
                 self.not_finite(f"{name} is {value}")
         # mean distance between samples over that between as many reals: 1 is as diverse as the data, 0 is collapsed
-        row["diversity"] = torch.pdist(self.sample().flatten(1).float().cpu()).mean().item() / self.real_distance
+        if self.diversity:
+            row["diversity"] = torch.pdist(self.sample().flatten(1).float().cpu()).mean().item() / self.real_distance
         with open(self.out / "log.csv", "a", encoding="utf-8", newline="") as file:
             if not file.tell():
                 file.write(",".join(["step", *row]) + "\n")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # the five noise scripts
 SCRIPTS = [*NOISE, "acgan", "cgan_text2img", "infogan"]
+ALL = [*SCRIPTS, "cyclegan"]  # which has no noise, and tests of its own
 LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red", "white")]  # labels of the test images
 GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}
 EXTRA = {"acgan": 2, "cgan_text2img": 7, "infogan": 10}  # numbers of a condition: groups; words and pairs; codes

@@ -12,7 +12,7 @@ from conftest import ROOT, SCRIPTS
 
 BOTH = ["dcgan", "wgan_gp"]  # plumbing is the same text everywhere: its mutants are tried in two scripts
 D, L, C, W, S = ["dcgan"], ["lsgan"], ["wgan"], ["wgan_gp"], ["sngan"]
-A, T, Q = ["acgan"], ["cgan_text2img"], ["infogan"]
+A, T, Q, Y = ["acgan"], ["cgan_text2img"], ["infogan"], ["cyclegan"]
 
 # scripts, text, replacement, test
 MUTANTS = [
@@ -111,6 +111,32 @@ MUTANTS = [
     (Q, "[z, c], 1", "[z, 0 * c], 1", "test_conditions.py::test_condition_and_noise_both_matter"),
     (A + Q, "D(x_fake.detach())", "D(x_fake)", "test_step.py::test_isolation"),
     (T, "D(x_fake.detach(), t)", "D(x_fake, t)", "test_step.py::test_isolation"),
+    # cycles
+    (Y, "g_loss(D_A(fake_a), args.gan_mode)", "g_loss(D_B(fake_a), args.gan_mode)", "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    (Y, "l1_loss(G_BA(fake_b), a)", "l1_loss(G_BA(fake_b), b)", "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    (Y, "G_BA(torch.cat([b, a])).chunk(2)", "G_BA(torch.cat([a, b])).chunk(2)", "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    (Y, "args.cycle * (cycle + args.identity * identity)", "args.cycle * cycle + args.identity * identity", "test_cyclegan.py::test_identity_weight_is_a_factor_of_the_cycle_weight"),
+    (Y, "(((real - 1) ** 2).mean() + (fake**2).mean()) / 2", "((real - 1) ** 2).mean() + (fake**2).mean()", "test_cyclegan.py::test_losses_have_their_known_values_and_optima"),
+    (Y, "softplus(-fake).mean()  # bce", "softplus(fake).mean()  # bce", "test_cyclegan.py::test_losses_have_their_known_values_and_optima"),
+    (Y, "(softplus(-real).mean() + softplus(fake).mean()) / 2", "(softplus(real).mean() + softplus(-fake).mean()) / 2", "test_cyclegan.py::test_losses_have_their_known_values_and_optima"),
+    (Y, "generator=coins) < 0.5", "generator=coins) < 0.9", "test_cyclegan.py::test_pool"),
+    (Y, "self.images[k].clone(), image", "self.images[k].clone(), self.images[k].clone()", "test_cyclegan.py::test_pool"),
+    (Y, "x.detach().float()", "x.float()", "test_cyclegan.py::test_pool"),
+    (Y, "max(0, step - args.constant)", "step", "test_cyclegan.py::test_learning_rate_at_its_corners"),
+    (Y, "min(1.0, max(0, step - args.constant) / args.decay)", "max(0, step - args.constant) / args.decay", "test_cyclegan.py::test_learning_rate_at_its_corners"),
+    (Y, '"pool_A": pools["A"], ', "", "test_cyclegan.py::test_resume_is_bit_exact"),
+    (Y, "lr * rate(i, args)", "lr * rate(i - start, args)", "test_cyclegan.py::test_rate_reaches_the_optimisers_and_a_resumed_run"),
+    (Y, "(4 * w, 1)", "(4 * w, 2)", "test_cyclegan.py::test_receptive_field_is_70"),
+    (Y, "D.requires_grad_(False)", "D.requires_grad_(True)", "test_cyclegan.py::test_gradients_of_one_step_stay_out_of_the_other"),
+    (Y, "[:, :, :h, :w]  # mult", "  # mult", "test_cyclegan.py::test_any_size_comes_back"),
+    (Y, '"BA." if args.reverse else "AB."', '"AB." if args.reverse else "BA."', "test_cyclegan.py::test_translation"),
+    (Y, "scores_a, scores_b = D_A(torch.cat([a, old_a]))", "old_a = fake_a.detach(); scores_a, scores_b = D_A(torch.cat([a, old_a]))", "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    (Y, "            update_ema(", "            lambda *_: (", "test_cyclegan.py::test_average_of_the_generators"),
+    (Y, 'G_ema["AB"](cut(next(data_A)', 'G_ema["BA"](cut(next(data_A)', "test_cyclegan.py::test_sampling_and_what_is_refused"),
+    (Y, "% len(look)", "% 64", "test_cyclegan.py::test_domains"),
+    (Y, '2 * args.seed + (side == "B")', "args.seed", "test_cyclegan.py::test_sides_have_orders_of_their_own"),
+    (Y, "nn.ReflectionPad2d(3), nn.Conv2d(args.channels", "nn.ZeroPad2d(3), nn.Conv2d(args.channels", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
+    (Y, "nn.InstanceNorm2d(2 * c), nn.ReLU()", "nn.InstanceNorm2d(2 * c, affine=True), nn.ReLU()", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
     # networks
     (D + L, "nn.Dropout(args.dropout), nn.Conv2d(w[-1], 1, base)", "nn.Conv2d(w[-1], 1, base), nn.Dropout(args.dropout)", "test_networks.py::test_dropout_is_before_the_last_convolution_of_D_only"),
     (S, "layers += [conv(w[-1], 1, base)", "layers += [nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),

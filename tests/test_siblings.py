@@ -7,17 +7,22 @@ import re
 import tokenize
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ALL, ROOT, SCRIPTS
 
-BUDGET = {"common": 455, "faces": 150, "compare": 240}  # code lines: no blanks, comments, doc-strings
+BUDGET = {"common": 491, "faces": 150, "compare": 240}  # code lines: no blanks, comments, doc-strings
 BUDGET |= dict.fromkeys(("dcgan", "lsgan", "wgan", "wgan_gp", "sngan"), 200)
-BUDGET |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), 240)
+BUDGET |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), 240) | {"cyclegan": 280}
 DIFF = {"lsgan": 20, "wgan": 60, "wgan_gp": 70, "sngan": 60}  # code lines removed + added against dcgan.py
 MAIN_DIFF = dict.fromkeys(DIFF, 4)  # of them in main()
 DIFF |= {"acgan": 110, "infogan": 110, "cgan_text2img": 140}
 MAIN_DIFF |= dict.fromkeys(DIFF.keys() - MAIN_DIFF, 30)
 RULER = "# --- plumbing: the same text in every script (tests/test_siblings.py) ---"
 PLUMBING = ("noise", "autocast", "step", "update_ema", "setup")
+
+
+@pytest.fixture(params=ALL)
+def script(request) -> str:
+    return request.param
 
 
 def source(name: str) -> str:
@@ -52,6 +57,10 @@ def function(name: str, which: str) -> str:
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
 
 
+def plumbing(script: str) -> tuple[str, ...]:
+    return PLUMBING if script in SCRIPTS else PLUMBING[1:]  # no noise
+
+
 def imported(name: str) -> set[str]:
     modules = set()
     for node in ast.walk(ast.parse(source(name))):
@@ -78,7 +87,7 @@ def test_line_budget(name):
 def test_every_script_has_a_budget_and_a_limit():
     assert set(SCRIPTS) < set(BUDGET) and set(DIFF) == set(MAIN_DIFF) == set(SCRIPTS) - {"dcgan"}
     models = {path.stem for path in ROOT.glob("*.py") if "class Discriminator" in path.read_text(encoding="utf-8")}
-    assert models == set(SCRIPTS)
+    assert models == set(ALL) <= set(BUDGET)
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"dcgan"}))
@@ -90,9 +99,12 @@ def test_size_of_the_diff(name):
 
 def test_plumbing_is_the_same_text(script):
     """Catches a fix that reached one copy only."""
-    for which in PLUMBING:
+    for which in plumbing(script):
         assert function(script, which) == function("dcgan", which), which
-    assert source(script).split(RULER)[1].split("def main(")[0] == source("dcgan").split(RULER)[1].split("def main(")[0]
+    block = source("dcgan").split(RULER)[1].split("def main(")[0]
+    if script not in SCRIPTS:
+        block = block.replace(function("dcgan", "noise") + "\n\n\n", "")
+    assert source(script).split(RULER)[1].split("def main(")[0] == block
 
 
 def test_order_of_a_script(script):
@@ -106,7 +118,7 @@ def test_order_of_a_script(script):
         "class Generator(",
     ]
     marks += ["class Discriminator(", "def init_weights(", "def d_loss(", "def g_loss(", "def train_step(", RULER]
-    marks += [f"def {name}(" for name in PLUMBING] + ["def main(", 'if __name__ == "__main__":\n    main()\n']
+    marks += [f"def {name}(" for name in plumbing(script)] + ["def main(", 'if __name__ == "__main__":\n    main()\n']
     assert all(text.count(mark) == 1 for mark in marks), [mark for mark in marks if text.count(mark) != 1]
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places) and text.endswith(marks[-1])
@@ -121,7 +133,7 @@ def test_imports(script):
     import sys
 
     roots = {module.split(".")[0] for module in imported(script)}
-    assert roots <= set(sys.stdlib_module_names) | {"torch", "torchvision", "common"}
+    assert roots <= set(sys.stdlib_module_names) | {"numpy", "torch", "torchvision", "common"}
 
 
 def test_common_cannot_change_weights():
@@ -136,7 +148,7 @@ def test_no_dead_flags(script):
     text = source(script) + source("common")
     flags = re.findall(r'add_argument\(\s*"--([a-z0-9-]+)"', text)
     assert len(flags) == len(set(flags)) > 20
-    for flag in flags:
+    for flag in set(flags) - ({"sample-mode"} if "batchnorm=False" in source(script) else set()):
         assert re.search(rf"\bargs\.{flag.replace('-', '_')}\b", text), flag
 
 
@@ -150,7 +162,8 @@ def test_device_agnostic(script):
     """Catches code that only runs on one kind of device, and checkpoints that could run code."""
     assert ".cuda()" not in source(script) + source("common")
     assert source("common").count("torch.load(") == source("common").count("weights_only=True") == 1
-    assert "torch.load(" not in source(script)
+    loads = source(script).count("torch.load(")
+    assert loads == source(script).count("weights_only=True") == (script == "cyclegan")
 
 
 def test_one_definition_of_architecture(script):
