@@ -8,12 +8,16 @@ from torch import nn
 class Joined(nn.Sequential):
     """Layers on an image or a noise, flat, beside its condition."""
 
-    heads = 0
+    heads, decoders = 0, False
 
     def forward(self, x, *condition):
-        out = super().forward(torch.cat([x.flatten(1), *(c.float() for c in condition)], 1))
+        out = torch.cat([x.flatten(1), *(c.float() for c in condition)], 1)
+        for layer in list(self)[:3]:  # not the decoders
+            before, out = out, layer(out)
         if out.dim() > 2:
             return out
+        if self.decoders:
+            return out, before.view(-1, 2, 2, 2), before[:, :, None, None]
         return (out[:, 0], out[:, 1:]) if self.heads else out[:, 0]
 
 
@@ -25,6 +29,8 @@ def toy_step(script: str, share: slice) -> dict[str, list[torch.Tensor]]:
     width = 12 + EXTRA[script] if script == "cgan_text2img" else 12
     D = Joined(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 1 + HEADS.get(script, 0)))
     D.heads = HEADS.get(script, 0)
+    if script == "lightweight_gan":
+        D.decoders, D.whole, D.quarter = True, nn.Conv2d(8, 3, 1), nn.Conv2d(2, 3, 1)
     images, noises = torch.rand(30, 8, 3, 2, 2) * 2 - 1, iter(torch.randn(60, 8, 8))
     mixing = iter(torch.rand(60, 8, 1, 1, 1))
     labels = [condition(script, 8, args) for _ in images]
@@ -38,12 +44,14 @@ def toy_step(script: str, share: slice) -> dict[str, list[torch.Tensor]]:
     opt_G, opt_D = Spy(G.parameters(), 0.01), Spy(D.parameters(), 0.01)
     draw, rand = m.noise, torch.rand
     m.noise, torch.rand = lambda n, args: next(noises)[share], lambda *shape, **_: next(mixing)[share]
-    others = {name: getattr(m, name) for name in ("derange", "draw_codes") if hasattr(m, name)}
+    others = {name: getattr(m, name) for name in ("derange", "draw_codes", "augment") if hasattr(m, name)}
     if script == "cgan_text2img":  # the next but one of the whole batch is the next of a share
         m.derange = lambda t: (torch.arange(len(t)).roll(2 * len(t) // 8), torch.ones(len(t)))
     if script == "infogan":
         codes = iter([c for (c,) in labels])
         m.draw_codes = lambda n, args: next(codes)[share]
+    if script == "lightweight_gan":  # the random changes of a share are others than those of the whole batch
+        m.augment = lambda x, policy: x
     try:
         data = iter([batch[share] for batch in images])
         if script in ("acgan", "cgan_text2img"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import SCRIPTS, TINY, module
+from conftest import SCRIPTS, TINY, module, tiny
 from rank_toys import toy_step
 
 import common
@@ -27,7 +27,7 @@ for script in SCRIPTS:
     m, noises = module(script), []
     draw = m.noise
     m.noise = lambda n, args, draw=draw, noises=noises: noises.append(draw(n, args)) or noises[-1]
-    flags = [*TINY, "--path", folder, "--log-every", "1", "--save-every", "2", "--cache", str(out / "cache")]
+    flags = [*tiny(script), "--path", folder, "--log-every", "1", "--save-every", "2", "--cache", str(out / "cache")]
     whole = m.main([*flags, "--out", str(out / script), "--steps", "5"])
     seen = {"noises": list(noises), "written": list(written)}
     parts = m.main([*flags, "--out", str(out / f"{script}-parts"), "--steps", "3"])

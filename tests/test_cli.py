@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY, module
+from conftest import PLAIN, ROOT, TINY, module, tiny
 from test_training import refused
 
 import faces
@@ -57,7 +57,7 @@ def test_bad_usage(script, flags, few, capsys, monkeypatch):
     if script == "wgan" and "beta" in flags:
         pytest.skip("RMSprop has none")
     with refused(capsys, 2, *BAD[flags]):
-        module(script).main([*TINY, *flags.format(few).split()])
+        module(script).main([*tiny(script), *flags.format(few).split()])
     assert not (few / "runs").exists()
 
 
@@ -92,7 +92,7 @@ def test_help_shows_every_flag_with_its_default(script, capsys):
     entries = [re.sub(r"\s+", " ", entry) for entry in re.split(r"\n  (?=-)", capsys.readouterr().out)]
     assert error.value.code == 0
     vocabulary = "path size channels flip cache out steps batch seed device bf16 resume checkpoint sample sample-mode"
-    vocabulary += " log-every save-every keep z-dim width lr-g lr-d beta1 beta2 ema noise act"
+    vocabulary += " log-every save-every keep z-dim width lr-g lr-d beta1 beta2 ema noise" + " act" * (script in PLAIN)
     for name in vocabulary.split():
         if script == "wgan" and "beta" in name:
             continue  # RMSprop has none

@@ -37,7 +37,7 @@ EXPECTED = {
         (0, 1),
     ),
 }
-EXPECTED |= dict.fromkeys(("acgan", "infogan"), EXPECTED["dcgan"])
+EXPECTED |= dict.fromkeys(("acgan", "infogan"), EXPECTED["dcgan"]) | {"lightweight_gan": EXPECTED["sngan"]}
 
 
 @pytest.mark.parametrize("script", EXPECTED)

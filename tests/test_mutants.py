@@ -12,7 +12,7 @@ from conftest import ROOT, SCRIPTS
 
 BOTH = ["dcgan", "wgan_gp"]  # plumbing is the same text everywhere: its mutants are tried in two scripts
 D, L, C, W, S = ["dcgan"], ["lsgan"], ["wgan"], ["wgan_gp"], ["sngan"]
-A, T, Q, Y = ["acgan"], ["cgan_text2img"], ["infogan"], ["cyclegan"]
+A, T, Q, Y, F = ["acgan"], ["cgan_text2img"], ["infogan"], ["cyclegan"], ["lightweight_gan"]
 
 # scripts, text, replacement, test
 MUTANTS = [
@@ -137,6 +137,32 @@ MUTANTS = [
     (Y, '2 * args.seed + (side == "B")', "args.seed", "test_cyclegan.py::test_sides_have_orders_of_their_own"),
     (Y, "nn.ReflectionPad2d(3), nn.Conv2d(args.channels", "nn.ZeroPad2d(3), nn.Conv2d(args.channels", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
     (Y, "nn.InstanceNorm2d(2 * c), nn.ReLU()", "nn.InstanceNorm2d(2 * c, affine=True), nn.ReLU()", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
+    # few images
+    (F, "relu(1 - real).mean()", "relu(1 + real).mean()", "test_losses.py::test_values"),
+    (F, "return -fake.mean()", "return fake.mean()", "test_losses.py::test_gradients_push_the_right_way"),
+    (F, "augment(x_fake.detach(), args.augment)", "x_fake.detach()", "test_lightweight.py::test_D_sees_changed_images_only"),
+    (F, "D(augment(x_fake, args.augment))", "D(x_fake)", "test_lightweight.py::test_D_sees_changed_images_only"),
+    (F, "x_real = augment(next(data), args.augment)", "x_real = next(data)", "test_lightweight.py::test_D_sees_changed_images_only"),
+    (F, "augment(x_fake.detach(), args.augment)", "augment(x_fake, args.augment)", "test_step.py::test_isolation"),
+    (F, "[0]) + reconstruction", "[0])", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (F, "[0]) + reconstruction", "[0]) - reconstruction", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (F, "[(D.whole(small), x), (D.quarter(corner(large, i, j))", "[(D.whole(small.detach()), x), (D.quarter(corner(large.detach(), i, j))", "test_lightweight.py::test_reconstruction_reaches_D_and_comes_from_reals_only"),
+    (F, "corner(x, i, j))]", "corner(x, j, i))]", "test_lightweight.py::test_reconstruction_is_zero_for_perfect_decoders"),
+    (F, "x[:, :, i * half : (i + 1) * half, j * half : (j + 1) * half]", "x[:, :, j * half : (j + 1) * half, i * half : (i + 1) * half]", "test_lightweight.py::test_corner"),
+    (F, "nn.Conv2d(c_large, c_large, 1), nn.Sigmoid()", "nn.Conv2d(c_large, c_large, 1), nn.Tanh()", "test_lightweight.py::test_excitation_weighs_channels"),
+    (F, "large * self.net(small)", "large + self.net(small)", "test_lightweight.py::test_excitation_weighs_channels"),
+    (F, "maps.append(self.skip[k](x, maps[k]) if", "maps.append(self.skip[k](x, maps[-1]) if", "test_lightweight.py::test_skips_and_decoders_fit_the_size"),
+    (F, "up(c_in, c_out, conv)", "up(c_in, c_out)", "test_lightweight.py::test_spectral_norm_is_everywhere_in_D_and_nowhere_in_G"),
+    (F, "spectral_norm(nn.Conv2d(*shape, bias=bias).apply(init_weights))", "spectral_norm(nn.Conv2d(*shape, bias=bias))", "test_networks.py::test_initialisation"),
+    (F, "pad(x, [s // 8] * 4)", "pad(x, [s // 8] * 4, mode='circular')", "test_lightweight.py::test_translation"),
+    (F, "(n, 2)).tolist()", "(1, 2)).tolist() * n", "test_lightweight.py::test_translation"),
+    (F, ".abs() > s / 4", ".abs() > s / 2", "test_lightweight.py::test_cutout"),
+    (F, "maps.append(self.skip[k](x, maps[k]) if k >= 0 else x)", "self.skip[max(k, 0)](x, maps[k]); maps.append(x)", "test_lightweight.py::test_skips_and_decoders_fit_the_size"),
+    (F, "(self.main(x) + self.side(x)) / 2", "self.main(x)", "test_lightweight.py::test_blocks"),
+    (F, "nn.GLU(1))", "nn.MaxPool3d((2, 1, 1)))", "test_lightweight.py::test_blocks"),
+    (F, "min(2**level, 16)", "min(2**level, 8)", "test_lightweight.py::test_widths"),
+    (F, "uniform(0, 2, 1, 1, 1)", "uniform(0, 1, 1, 1, 1)", "test_lightweight.py::test_colour"),
+    (F, "x = mean + (x - mean) *", "x = mean.detach() + (x - mean) *", "test_lightweight.py::test_gradients_pass_the_changes"),
     # networks
     (D + L, "nn.Dropout(args.dropout), nn.Conv2d(w[-1], 1, base)", "nn.Conv2d(w[-1], 1, base), nn.Dropout(args.dropout)", "test_networks.py::test_dropout_is_before_the_last_convolution_of_D_only"),
     (S, "layers += [conv(w[-1], 1, base)", "layers += [nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),

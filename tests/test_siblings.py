@@ -3,19 +3,20 @@
 import ast
 import difflib
 import io
+import math
 import re
 import tokenize
 
 import pytest
-from conftest import ALL, ROOT, SCRIPTS
+from conftest import ALL, PLAIN, ROOT, SCRIPTS
 
 BUDGET = {"common": 491, "faces": 150, "compare": 240}  # code lines: no blanks, comments, doc-strings
 BUDGET |= dict.fromkeys(("dcgan", "lsgan", "wgan", "wgan_gp", "sngan"), 200)
-BUDGET |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), 240) | {"cyclegan": 280}
+BUDGET |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), 240) | {"cyclegan": 280, "lightweight_gan": 280}
 DIFF = {"lsgan": 20, "wgan": 60, "wgan_gp": 70, "sngan": 60}  # code lines removed + added against dcgan.py
 MAIN_DIFF = dict.fromkeys(DIFF, 4)  # of them in main()
 DIFF |= {"acgan": 110, "infogan": 110, "cgan_text2img": 140}
-MAIN_DIFF |= dict.fromkeys(DIFF.keys() - MAIN_DIFF, 30)
+MAIN_DIFF |= dict.fromkeys(DIFF.keys() - MAIN_DIFF, 30) | {"lightweight_gan": 4}  # whose networks are others
 RULER = "# --- plumbing: the same text in every script (tests/test_siblings.py) ---"
 PLUMBING = ("noise", "autocast", "step", "update_ema", "setup")
 
@@ -85,7 +86,11 @@ def test_line_budget(name):
 
 
 def test_every_script_has_a_budget_and_a_limit():
-    assert set(SCRIPTS) < set(BUDGET) and set(DIFF) == set(MAIN_DIFF) == set(SCRIPTS) - {"dcgan"}
+    assert (
+        set(SCRIPTS) < set(BUDGET)
+        and set(MAIN_DIFF) == set(SCRIPTS) - {"dcgan"}
+        and set(DIFF) == set(PLAIN) - {"dcgan"}
+    )
     models = {path.stem for path in ROOT.glob("*.py") if "class Discriminator" in path.read_text(encoding="utf-8")}
     assert models == set(ALL) <= set(BUDGET)
 
@@ -93,7 +98,7 @@ def test_every_script_has_a_budget_and_a_limit():
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"dcgan"}))
 def test_size_of_the_diff(name):
     """Catches drift: `diff dcgan.py X` shows the algorithm and nothing else."""
-    assert changed(source("dcgan"), source(name)) <= DIFF[name]
+    assert changed(source("dcgan"), source(name)) <= DIFF.get(name, math.inf)
     assert changed(function("dcgan", "main"), function(name, "main")) <= MAIN_DIFF[name]
 
 

@@ -21,12 +21,17 @@ class ToyG(nn.Module):
 
 
 class ToyD(nn.Module):
-    def __init__(self, extra=0, heads=0):
+    def __init__(self, extra=0, heads=0, decoders=False):
         super().__init__()
         self.heads, self.net = heads, nn.Sequential(nn.Linear(12 + extra, 8), nn.Tanh(), nn.Linear(8, 1 + heads))
+        if decoders:  # of the hidden layer as a map (N, 8, 1, 1), and as a map (N, 2, 2, 2)
+            self.whole, self.quarter = nn.Conv2d(8, 3, 1), nn.Conv2d(2, 3, 1)
 
     def forward(self, x, *condition):
         out = self.net(torch.cat([x.flatten(1), *(c.float() for c in condition)], 1))
+        if hasattr(self, "whole"):
+            hidden = self.net[:2](x.flatten(1))
+            return out, hidden.view(-1, 2, 2, 2), hidden[:, :, None, None]
         return (out[:, 0], out[:, 1:]) if self.heads else out[:, 0]
 
 
@@ -48,7 +53,7 @@ class Spy(torch.optim.SGD):
 
 def toys(script="dcgan"):
     torch.manual_seed(0)
-    D = ToyD(EXTRA[script] if script == "cgan_text2img" else 0, HEADS.get(script, 0))
+    D = ToyD(EXTRA[script] if script == "cgan_text2img" else 0, HEADS.get(script, 0), script == "lightweight_gan")
     G, notes = ToyG(EXTRA.get(script, 0)), []
     networks = {"G": G, "D": D}
     batches = [torch.rand(8, 3, 2, 2) * 2 - 1 for _ in range(20)]
@@ -182,6 +187,21 @@ def infogan_by_hand(G, D, batches, args):
     return ascend(G, logsigmoid(fake).mean() + information(q))
 
 
+def lightweight_by_hand(G, D, batches, args):
+    """A D step on changed images, hinge and what the decoders miss of the reals; a G step on the same z, changed anew."""
+    m, zero = module("lightweight_gan"), torch.zeros(())
+    x = m.augment(batches[0], args.augment)
+    x_fake = G(torch.randn(8, 8))
+    i, j = torch.randint(2, (2,)).tolist()
+    real, large, small = D(x)
+    whole = abs(D.whole(small)[:, :, 0, 0] - x.mean((2, 3))).mean()
+    quarter = abs(D.quarter(large)[:, :, i, j] - x[:, :, i, j]).mean()
+    fake = D(m.augment(x_fake.detach(), args.augment))[0]
+    value = torch.minimum(zero, real - 1).mean() + torch.minimum(zero, -fake - 1).mean()
+    ascend(D, value - whole - quarter)
+    ascend(G, D(m.augment(x_fake, args.augment))[0].mean())
+
+
 BY_HAND = {
     "dcgan": dcgan_by_hand,
     "dcgan --real-label 0.7 1.0 --fake-label 0.0 0.3 --g-steps 3": dcgan_by_hand,
@@ -196,6 +216,8 @@ BY_HAND = {
     "cgan_text2img": cgan_by_hand,
     "cgan_text2img --real-label 0.9 --wrong-image --l2 2 --l1 0.5": cgan_by_hand,
     "infogan": infogan_by_hand,
+    "lightweight_gan": lightweight_by_hand,
+    "lightweight_gan --augment cutout": lightweight_by_hand,
     "infogan --adv lsgan --info-cat 0.5 --info-con 2 --categories 7 --codes 3": infogan_by_hand,
 }
 D_STEPS = dict.fromkeys(SCRIPTS, 1) | {"wgan": 5, "wgan_gp": 5, "sngan": 5}  # per G step, at the defaults
@@ -294,6 +316,8 @@ DEFAULTS = {  # of the papers, or of the code that everybody takes for them
 ADAM = {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0.5, "beta2": 0.999}
 DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
 DEFAULTS["cgan_text2img"] = ADAM | {"real_label": 1, "wrong_image": False, "l1": 0, "l2": 0}
+DEFAULTS["lightweight_gan"] = ADAM | {"z_dim": 256, "width": 32, "batch": 8, "act": None}
+DEFAULTS["lightweight_gan"] |= {"augment": ["translation", "colour", "cutout"]}
 DEFAULTS["infogan"] = ADAM | {
     "lr_g": 1e-3,
     "z_dim": 62,
@@ -311,7 +335,7 @@ def test_defaults_are_the_papers(script):
     args = vars(module(script).parse_args(["--path", "unused", "--out", "nowhere"]))
     house = {"z_dim": 100, "noise": "normal", "width": 64, "act": "relu", "ema": 0.999, "batch": 64, "size": 64}
     for name, value in (house | DEFAULTS[script]).items():
-        assert args[name] == value, name
+        assert args.get(name) == value, name
     assert args.get("dropout", 0) == 0
 
 
