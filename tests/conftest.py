@@ -65,10 +65,9 @@ def condition(script: str, n: int, args) -> tuple:
 
 
 def scores(script: str, D, x, c: tuple) -> torch.Tensor:
-    """D's scores (N,) of images, with their captions where it reads them; the mean of a score for each place."""
+    """D's scores (N,) of images, with their captions where it reads them."""
     out = D(x, *c) if script == "cgan_text2img" else D(x)
-    out = out if torch.is_tensor(out) else out[0]
-    return out.mean(1) if script == "lightweight_gan" else out
+    return out if torch.is_tensor(out) else out[0]
 
 
 def run(script: str, path, out, *flags: str) -> dict:

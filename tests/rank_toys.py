@@ -17,7 +17,7 @@ class Joined(nn.Sequential):
         if out.dim() > 2:
             return out
         if self.decoders:
-            return out, before.view(-1, 2, 2, 2), before[:, :, None, None]
+            return out[:, 0], before.view(-1, 2, 2, 2), before[:, :, None, None]
         return (out[:, 0], out[:, 1:]) if self.heads else out[:, 0]
 
 

@@ -31,7 +31,7 @@ LEARN = {
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
-LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8"]
+LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8", "--steps", "1000", "--augment"]
 
 
 def layout(script: str, state: dict, args) -> float:

@@ -31,7 +31,7 @@ class ToyD(nn.Module):
         out = self.net(torch.cat([x.flatten(1), *(c.float() for c in condition)], 1))
         if hasattr(self, "whole"):
             hidden = self.net[:2](x.flatten(1))
-            return out, hidden.view(-1, 2, 2, 2), hidden[:, :, None, None]
+            return out[:, 0], hidden.view(-1, 2, 2, 2), hidden[:, :, None, None]
         return (out[:, 0], out[:, 1:]) if self.heads else out[:, 0]
 
 
