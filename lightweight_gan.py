@@ -11,7 +11,7 @@ changes T of colour and position (DiffAugment, arXiv 2006.10738), so that it can
 
 Differs from the authors' code: no noise and one convolution a block in G, where channels double from map to map up to
 16 times the width; spectral norm (beside BatchNorm) in D only, which has no skips, sees one size of the image, gives
-one score for all of it (authors: 25 for places, each of which sees all of 256 px, but would not of 48) and has two
+one score for all of it (authors: one for each place of its last map, which at 48 px would see 30 pixels) and has two
 decoders (authors: three), compared by L1 (authors: LPIPS, whose weights would be a download); plain hinge (authors:
 with random margins); cutout among the changes; sizes below 256 px. Samples come from a moving average of G (arXiv
 1710.10196).
@@ -21,7 +21,7 @@ with random margins); cutout among the changes; sizes below 256 px. Samples come
     torchrun --nproc-per-node=8 lightweight_gan.py --path data/few --size 512 --batch 64
 
 Result of the first command: 6,000 steps in 8.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 94 % can be
-read as a face, with 21 of the 132 combinations of hair and eyes (one seed). For 300 images see README, Experiments.
+read as a face, but with 21 of the 132 combinations of hair and eyes (one seed). For 300 images see README, Experiments.
 """
 
 import argparse
@@ -236,7 +236,7 @@ def augment(x: Tensor, policy: list[str]) -> Tensor:
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """One update of D and of its decoders, one of G on the noise that D has seen; D sees augmented images only."""
-    # (1) D: minimise E relu(1 - D(T(x))) + E relu(1 + D(T(G(z)))) + E |decoded(x) - T(x)|
+    # (1) D: minimise E relu(1 - D(T(x))) + E relu(1 + D(T(G(z)))) + E |decoded(T(x)) - T(x)|
     D.requires_grad_(True)
     x_real = augment(next(data), args.augment)
     with autocast(args):

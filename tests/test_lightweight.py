@@ -73,11 +73,10 @@ def test_spectral_norm_is_everywhere_in_D_and_nowhere_in_G():
     with torch.no_grad():  # away from the start, where the iteration had a head start
         for layer in layers:
             layer.parametrizations.weight.original.mul_(torch.rand_like(layer.weight))
-        for _ in range(200):
-            _, large, small = D(torch.zeros(2, 3, 32, 32))
-            D.whole(small), D.quarter(m.corner(large, 0, 0))
+            for _ in range(2000):
+                _ = layer.weight  # each reading in train mode is an iteration
     for layer in layers:
-        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_blocks():
@@ -110,12 +109,8 @@ def test_widths(size, expected):
 
 def test_corner():
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert m.corner(x, 0, 1).flatten().tolist() == [2, 3, 6, 7] and m.corner(x, 1, 0).flatten().tolist() == [
-        8,
-        9,
-        12,
-        13,
-    ]
+    assert m.corner(x, 0, 1).flatten().tolist() == [2, 3, 6, 7]
+    assert m.corner(x, 1, 0).flatten().tolist() == [8, 9, 12, 13]
 
 
 def test_reconstruction_is_zero_for_perfect_decoders():
