@@ -61,7 +61,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--g-steps", type=common.between(1), default=1, help="updates of G for each of D")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -208,7 +208,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

@@ -532,7 +532,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, data: Batches, start: int, sample, rank: int, diversity: bool = True):
         self.args, self.data, self.start, self.sample, self.rank = args, data, start, sample, rank
         self.diversity = diversity
-        self.out, self.step, self.saved = Path(args.out), start, start
+        self.out, self.step, self.saved, self.first = Path(args.out), start, start, data.position
         self.stop = self.leaving = False
 
     def __enter__(self):
@@ -607,7 +607,7 @@ class Run:
                 file.write(",".join(["step", *row]) + "\n")
             file.write(",".join([str(self.step), *(f"{value:.9g}" for value in row.values())]) + "\n")
         bar = self.bar.format_dict
-        speed = (bar["n"] - bar["initial"]) * self.args.batch / bar["elapsed"]
+        speed = (self.data.position - self.first) * self.args.batch / bar["elapsed"]
         for name, value in {**row, "images_per_second": speed}.items():
             self.events.add_scalar(name, value, self.step)
         epoch = self.data.position * self.args.batch / len(self.data.rows)

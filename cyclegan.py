@@ -162,7 +162,8 @@ def g_loss(fake: Tensor, mode: str = "lsgan") -> Tensor:
 class Pool:
     """Up to --pool earlier fakes, for D (Shrivastava et al. 2017): a new one is shown, or half the time an older one.
 
-    All processes have the same pool: each new image goes into it, and each process gets its share of what is shown.
+    All processes have the same pool: each new image goes into it, and each process gets its share of what is shown. The
+    pools of A and B toss the same coins (authors: their own).
     """
 
     def __init__(self, args):
@@ -277,7 +278,7 @@ def translate(args):
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

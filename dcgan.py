@@ -9,11 +9,12 @@ non-saturating loss on logits. The other noise scripts change the losses, the lo
 
 Differs from the paper as everybody does today (dcgan.torch, pytorch/examples): kernels of 4x4 (authors: 5x5), width 64
 (128), batch 64 (128), normal noise (uniform), D and G updated on every batch (in turn), G on the fakes that D has seen.
-Samples come from a moving average of G (arXiv 1710.10196).
+Samples come from a moving average of G (arXiv 1710.10196). Not in the paper, and off by default: --real-label,
+--fake-label, --dropout, --g-steps, --act lrelu.
 
-    python dcgan.py                                        # built-in faces, a few minutes on a CPU
-    python dcgan.py --path data/anime --size 64            # any folder of images
-    torchrun --nproc-per-node=8 dcgan.py --path data/anime
+    python dcgan.py                                               # built-in faces, a few minutes on a CPU
+    python dcgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
+    torchrun --nproc-per-node=8 dcgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps in 4.7 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
 86 % ± 2 can be read as a face, with 92 ± 14 of the 132 combinations of hair and eyes (3 seeds).
@@ -62,7 +63,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--g-steps", type=common.between(1), default=1, help="updates of G for each of D")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -175,7 +176,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

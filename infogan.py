@@ -9,12 +9,13 @@ must tell it from the image. So the code can come to stand for what is plain to 
 Q(c | x) is a softmax for the category, a Gaussian of spread 1 for each number: -log Q is cross-entropy and half the
 squared error. L_I is in D's step as in G's, as in the authors' code: Q's weights are in D's optimiser. Differs from the
 paper: G learns with the non-saturating loss (or --adv lsgan), heads are linear, networks are DCGAN's, lambda is 0.1 for
-the numbers (authors: 1), and 8 categories, the columns of a grid (paper: 10 for ten digits). Samples come from a moving
-average of G (arXiv 1710.10196).
+the numbers (authors: 1), 8 categories, the columns of a grid (paper: 10 for ten digits), a spread that is not learned
+(as in the authors' code for digits), and G learns on the noise and codes that D has seen (authors: new ones). Samples
+come from a moving average of G (arXiv 1710.10196).
 
-    python infogan.py                                      # built-in faces, a few minutes on a CPU
-    python infogan.py --path data/anime --size 64          # any folder of images, no labels
-    torchrun --nproc-per-node=8 infogan.py --path data/anime
+    python infogan.py                                               # built-in faces, a few minutes on a CPU
+    python infogan.py --path data/anime --size 64 --out runs/anime  # any folder of images, no labels
+    torchrun --nproc-per-node=8 infogan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps in 5.3 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 93 % ± 1 can
 be read as a face, with 58 ± 32 of the 132 combinations of hair and eyes; normalised mutual information of the category
@@ -64,7 +65,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--adv", choices=("ns", "lsgan"), default="ns", help="loss: non-saturating or least squares")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -98,7 +99,7 @@ def grid_codes(args) -> Tensor:
         c[:4, i, i % args.categories] = 1
     for row in range(4, 8):
         c[row, :, row % args.categories] = 1
-        c[row, :, args.categories + row % args.codes] = torch.linspace(-1, 1, 8)
+        c[row, :, args.categories + (row - 4) % args.codes] = torch.linspace(-1, 1, 8)
     return c.flatten(0, 1).to(args.device)
 
 
@@ -199,7 +200,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

@@ -13,12 +13,12 @@ Differs from the authors' code: no noise and one convolution a block in G, where
 16 times the width; spectral norm (beside BatchNorm) in D only, which has no skips, sees one size of the image, gives
 one score for all of it (authors: one for each place of its last map, which at 48 px would see 30 pixels) and has two
 decoders (authors: three), compared by L1 (authors: LPIPS, whose weights would be a download); plain hinge (authors:
-with random margins); cutout among the changes; sizes below 256 px. Samples come from a moving average of G (arXiv
-1710.10196).
+with random margins); cutout among the changes, and new changes for G's step (authors: the same); sizes below 256 px.
+Samples come from a moving average of G (arXiv 1710.10196).
 
-    python lightweight_gan.py                                        # built-in faces, minutes on a CPU
-    python lightweight_gan.py --path data/few --size 256             # a folder of a few hundred images
-    torchrun --nproc-per-node=8 lightweight_gan.py --path data/few --size 512 --batch 64
+    python lightweight_gan.py                                            # built-in faces, minutes on a CPU
+    python lightweight_gan.py --path data/few --size 256 --out runs/few  # a folder of a few hundred images
+    torchrun --nproc-per-node=8 lightweight_gan.py --path data/few --size 512 --batch 64 --out runs/few8
 
 Result of the first command: 6,000 steps in 8.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 94 % can be
 read as a face, but with 21 of the 132 combinations of hair and eyes (one seed). For 300 images see README, Experiments.
@@ -67,7 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=8, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=8, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -132,7 +132,7 @@ class Generator(nn.Module):
 
 
 def conv(*shape, bias: bool = True) -> nn.Module:
-    """A convolution with spectral norm, initialised before: then its weight is computed, and a write to it is lost."""
+    """A convolution with spectral norm. Initialised first: from then on each forward pass computes `weight` anew."""
     return spectral_norm(nn.Conv2d(*shape, bias=bias).apply(init_weights))
 
 
@@ -265,7 +265,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

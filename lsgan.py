@@ -6,12 +6,13 @@ What is specific to this file: squared errors to the codes a (--fake-label), b (
 of the cross-entropy: an image whose score is far from c gives G a gradient, also one that D takes for real. They are
 0, 1, 1, or -1, 1, 0, with which G minimises a Pearson chi^2 divergence (section 3.2): --fake-label -1 -1 --g-label 0.
 
-Differs from the paper: DCGAN's networks and optimiser in place of larger networks, z of 1024 and a learning rate of
-1e-3; means over the batch where the authors' code has sums. Samples come from a moving average of G (arXiv 1710.10196).
+Differs from the paper: DCGAN's networks and optimiser in place of larger networks, uniform z of 1024 and a learning
+rate of 1e-3; means over the batch where the authors' code has sums. Samples come from a moving average of G (arXiv
+1710.10196).
 
-    python lsgan.py                                        # built-in faces, a few minutes on a CPU
-    python lsgan.py --path data/anime --size 64            # any folder of images
-    torchrun --nproc-per-node=8 lsgan.py --path data/anime
+    python lsgan.py                                               # built-in faces, a few minutes on a CPU
+    python lsgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
+    torchrun --nproc-per-node=8 lsgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps in 4.6 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
 87 % ± 2 can be read as a face, with 117 ± 1 of the 132 combinations of hair and eyes (3 seeds).
@@ -59,7 +60,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--dropout", type=common.between(0.0, 0.99), default=0.0, help="rate before D's last layer")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -163,7 +164,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

@@ -6,13 +6,14 @@ What is specific to this file: every layer of D divides its weight matrix by its
 power iteration for each forward pass in training; D needs no BatchNorm. The hinge loss (arXiv 1705.02894), Adam's
 settings and n_critic (the paper's n_dis) are those of the authors' ResNet code.
 
-Differs from the paper: D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), and
-the learning rate does not fall. As in the paper a convolution is normalised as the matrix (c_out, c_in k k) of its
-weights; the convolution itself may still stretch by more. Samples come from a moving average of G (arXiv 1710.10196).
+Differs from the paper: D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of
+100 (128), the learning rate does not fall, and reals, fakes and G's step have a power iteration each (one for each
+update). As in the paper a convolution is normalised as the matrix (c_out, c_in k k) of its weights; the convolution
+itself may still stretch by more. Samples come from a moving average of G (arXiv 1710.10196).
 
-    python sngan.py                                        # built-in faces, a few minutes on a CPU
-    python sngan.py --path data/anime --size 64            # any folder of images
-    torchrun --nproc-per-node=8 sngan.py --path data/anime
+    python sngan.py                                               # built-in faces, a few minutes on a CPU
+    python sngan.py --path data/anime --size 64 --out runs/anime  # any folder of images
+    torchrun --nproc-per-node=8 sngan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps, n_critic 1, in 5.7 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
 90 % ± 2 can be read as a face, with 125 ± 1 of the 132 combinations of hair and eyes (3 seeds).
@@ -59,7 +60,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--n-critic", type=common.between(1), default=5, help="updates of D for each of G")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -94,7 +95,7 @@ class Generator(nn.Module):
 
 
 def conv(*shape) -> nn.Module:
-    """A convolution with spectral norm, initialised before: then its weight is computed, and a write to it is lost."""
+    """A convolution with spectral norm. Initialised first: from then on each forward pass computes `weight` anew."""
     return spectral_norm(nn.Conv2d(*shape).apply(init_weights))
 
 
@@ -165,7 +166,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

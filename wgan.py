@@ -11,9 +11,9 @@ Differs from the paper: nothing in the algorithm. The authors' code clips before
 unclipped critic, and gives the critic 100 steps at the start and at times; this follows the paper. BatchNorm is where
 their code has it, with its gains clipped too. Samples come from a moving average of G (arXiv 1710.10196).
 
-    python wgan.py                                         # built-in faces, a few minutes on a CPU
-    python wgan.py --path data/anime --size 64             # any folder of images
-    torchrun --nproc-per-node=8 wgan.py --path data/anime
+    python wgan.py                                               # built-in faces, a few minutes on a CPU
+    python wgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
+    torchrun --nproc-per-node=8 wgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps, n_critic 2, in 7.9 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
 17 % ± 2 can be read as a face, with 22 ± 5 of the 132 combinations of hair and eyes (3 seeds). 83 % have the layout of
@@ -57,7 +57,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--clip", type=common.between(1e-6), default=0.01, help="bound c of the weights of D")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images a step, over all processes")
+    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
         "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
     )
@@ -163,7 +163,7 @@ def noise(n: int, args) -> Tensor:
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights, scores and losses stay float32. It has float32's range: no scaling."""
+    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 

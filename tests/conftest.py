@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # the five noise scripts
 PLAIN = [*NOISE, "acgan", "cgan_text2img", "infogan"]  # with the networks of dcgan.py, or nearly
-SCRIPTS = [*PLAIN, "lightweight_gan"]
+SCRIPTS = [*PLAIN, "lightweight_gan", "r3gan"]
 ALL = [*SCRIPTS, "cyclegan"]  # which has no noise, and tests of its own
 LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red", "white")]  # labels of the test images
 GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}
@@ -53,6 +53,11 @@ def settings(script: str, *flags: str):
         args.captions = sorted(f"{hair} hair {eyes} eyes" for hair, eyes in LOOKS)
         args.words = sorted({part for caption in args.captions for part in module(script).split(caption)})
     return args
+
+
+def also(script: str) -> tuple:
+    """What train_step takes beside what all take: gamma."""
+    return (2.0,) if script == "r3gan" else ()
 
 
 def condition(script: str, n: int, args) -> tuple:

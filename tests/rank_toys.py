@@ -1,7 +1,7 @@
 """One step of a script on networks without batch statistics, on given images, noise and mixing numbers: whole, or one rank's share."""
 
 import torch
-from conftest import EXTRA, HEADS, condition, module, settings
+from conftest import EXTRA, HEADS, also, condition, module, settings
 from torch import nn
 
 
@@ -56,7 +56,7 @@ def toy_step(script: str, share: slice) -> dict[str, list[torch.Tensor]]:
         data = iter([batch[share] for batch in images])
         if script in ("acgan", "cgan_text2img"):
             data = iter([(batch[share], c[share]) for batch, (c,) in zip(images, labels, strict=True)])
-        m.train_step(G, D, opt_G, opt_D, data, args)
+        m.train_step(G, D, opt_G, opt_D, data, args, *also(script))
         if hasattr(m, "gradient_penalty"):
             D.requires_grad_(True)
             x_real = next(data)

@@ -281,7 +281,7 @@ def test_codes():
     assert grid[0, :, :5].argmax(1).tolist() == [0, 1, 2, 3, 4, 0, 1, 2] and (grid[:4, :, 5:] == 0).all()
     for r in range(4, 8):  # one number is swept, the rest stands still
         swept = [k for k in range(8) if grid[r, :, k].unique().numel() > 1]
-        assert swept == [5 + r % 3] and torch.allclose(grid[r, :, swept[0]], torch.linspace(-1, 1, 8))
+        assert swept == [5 + (r - 4) % 3] and torch.allclose(grid[r, :, swept[0]], torch.linspace(-1, 1, 8))
 
 
 def test_infogan_finds_a_code_that_is_plain_to_see():

@@ -31,6 +31,7 @@ LEARN = {
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
+LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "700"]
 LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8", "--steps", "1000", "--augment"]
 
 

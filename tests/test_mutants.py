@@ -13,6 +13,7 @@ from conftest import ROOT, SCRIPTS
 BOTH = ["dcgan", "wgan_gp"]  # plumbing is the same text everywhere: its mutants are tried in two scripts
 D, L, C, W, S = ["dcgan"], ["lsgan"], ["wgan"], ["wgan_gp"], ["sngan"]
 A, T, Q, Y, F = ["acgan"], ["cgan_text2img"], ["infogan"], ["cyclegan"], ["lightweight_gan"]
+R = ["r3gan"]
 
 # scripts, text, replacement, test
 MUTANTS = [
@@ -163,6 +164,29 @@ MUTANTS = [
     (F, "min(2**level, 16)", "min(2**level, 8)", "test_lightweight.py::test_widths"),
     (F, "uniform(0, 2, 1, 1, 1)", "uniform(0, 1, 1, 1, 1)", "test_lightweight.py::test_colour"),
     (F, "x = mean + (x - mean) *", "x = mean.detach() + (x - mean) *", "test_lightweight.py::test_gradients_pass_the_changes"),
+    # pairs and penalties
+    (R, "softplus(-(real - fake))", "softplus(-(fake - real))", "test_r3gan.py::test_losses"),
+    (R, "softplus(-(fake - real))", "-softplus(fake - real)", "test_r3gan.py::test_losses"),
+    (R, "softplus(-(real - fake))", "softplus(-(real - fake.mean()))", "test_r3gan.py::test_losses"),
+    (R, "softplus(-(real - fake))", "(softplus(-real) + softplus(fake))", "test_r3gan.py::test_best_scores_on_a_finite_set"),
+    (R, "gradient.square().sum((1, 2, 3)).mean()", "gradient.flatten(1).norm(dim=1).mean()", "test_r3gan.py::test_penalty_of_a_linear_D"),
+    (R, "gradient.square().sum((1, 2, 3)).mean()", "gradient.square().sum()", "test_r3gan.py::test_penalty_of_a_linear_D"),
+    (R, ", create_graph=True", "", "test_r3gan.py::test_penalty_of_a_linear_D"),
+    (R, "gamma / 2 * (r1 + r2)", "gamma * (r1 + r2)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, "gamma / 2 * (r1 + r2)", "gamma / 2 * r1", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, "zero_centred_penalty(y, fake)", "zero_centred_penalty(x, real)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, "g_loss(D(x_real), D(x_fake))", "g_loss(D(x_fake), D(x_real))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, "        nn.init.zeros_(module.net[4].weight)", "        pass", "test_r3gan.py::test_blocks_start_as_the_identity"),
+    (R, "module.weight[0].numel() ** -0.5", "0.02", "test_r3gan.py::test_variance_is_kept_through_depth"),
+    (R, "depth**-0.25", "depth**-0.5", "test_r3gan.py::test_variance_is_kept_through_depth"),
+    (R, "scale_factor=2, mode=\"bilinear\"", "scale_factor=2, mode=\"nearest\"", "test_r3gan.py::test_resampling"),
+    (R, "mode=\"bilinear\", antialias=True", "mode=\"bilinear\"", "test_r3gan.py::test_resampling"),
+    (R, ' * nn.init.calculate_gain("leaky_relu", 0.2)', "", "test_r3gan.py::test_variance_is_kept_through_depth"),
+    (R, "(c, blocks), *larger = stages(args)[::-1]", "(c, blocks), *larger = [(c, n) for (c, _), (_, n) in zip(stages(args)[::-1], stages(args))]", "test_r3gan.py::test_stages"),
+    (R, "args.penalty_every * annealed", "annealed", "test_r3gan.py::test_schedules"),
+    (R, "annealed(lr, lr / 4, i, args)", "annealed(lr, lr / 4, i - start, args)", "test_r3gan.py::test_schedules"),
+    (R, "    real, fake = D(x), D(y)  #", "    with autocast(args):\n        real, fake = D(x), D(y)  #", "test_r3gan.py::test_penalties_are_in_float32"),
+    (R, "x.device.type, enabled=False", "x.device.type, enabled=True", "test_r3gan.py::test_scores_are_not_rounded_to_bfloat16"),
     # networks
     (D + L, "nn.Dropout(args.dropout), nn.Conv2d(w[-1], 1, base)", "nn.Conv2d(w[-1], 1, base), nn.Dropout(args.dropout)", "test_networks.py::test_dropout_is_before_the_last_convolution_of_D_only"),
     (S, "layers += [conv(w[-1], 1, base)", "layers += [nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),
@@ -179,6 +203,7 @@ MUTANTS = [
     (BOTH, "average.lerp_(p, 1 - decay)", "average.lerp_(p, decay)", "test_step.py::test_ema_closed_form"),
     (BOTH, "        average.copy_(b)", "        pass", "test_step.py::test_ema_closed_form"),
     (BOTH, "min(args.ema, (1 + i) / (10 + i))", "args.ema", "test_step.py::test_ema_warm_up"),
+    (BOTH, "min(args.ema, (1 + i) / (10 + i))", "min(args.ema, 1 / (10 + i))", "test_step.py::test_ema_reaches_its_flag"),
     (BOTH, "p.grad = torch.zeros_like(p)", "pass", "test_step.py::test_a_parameter_without_gradient_counts_as_zero"),
     (BOTH, "lambda: G_ema(fixed_z)", "lambda: G(fixed_z)", "test_training.py::test_observer_effect"),
     (BOTH, "args.seed} {i} {rank}", "args.seed} {start} {rank}", "test_training.py::test_determinism"),

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import EXTRA, HEADS, SCRIPTS, condition, module, run, same, settings
+from conftest import EXTRA, HEADS, SCRIPTS, also, condition, module, run, same, settings
 from torch import nn
 from torch.nn.functional import logsigmoid
 
@@ -202,6 +202,26 @@ def lightweight_by_hand(G, D, batches, args):
     ascend(G, D(m.augment(x_fake, args.augment))[0].mean())
 
 
+def r3gan_by_hand(G, D, batches, args):
+    """D: log likelihood of telling each pair, less gamma/2 mean squared slopes; G: of each pair taken the other way."""
+
+    def one(weights, x):  # D's score of a single image
+        return torch.func.functional_call(D, weights, x[None])[0]
+
+    x_fake = G(torch.randn(8, 8))
+    y = x_fake.detach()
+
+    def value(weights):
+        likelihood = sum(logsigmoid(one(weights, batches[0][i]) - one(weights, y[i])) for i in range(8)) / 8
+        slopes = [torch.func.grad(one, argnums=1)(weights, x).square().sum() for x in (*batches[0], *y)]
+        return likelihood - 2.0 / 2 * (sum(slopes[:8]) / 8 + sum(slopes[8:]) / 8)
+
+    weights = {name: p.detach() for name, p in D.named_parameters()}
+    for name, g in torch.func.grad(value)(weights).items():
+        D.get_parameter(name).data += 0.1 * g
+    ascend(G, logsigmoid(D(x_fake) - D(batches[0])).mean())
+
+
 BY_HAND = {
     "dcgan": dcgan_by_hand,
     "dcgan --real-label 0.7 1.0 --fake-label 0.0 0.3 --g-steps 3": dcgan_by_hand,
@@ -216,6 +236,7 @@ BY_HAND = {
     "cgan_text2img": cgan_by_hand,
     "cgan_text2img --real-label 0.9 --wrong-image --l2 2 --l1 0.5": cgan_by_hand,
     "infogan": infogan_by_hand,
+    "r3gan": r3gan_by_hand,
     "lightweight_gan": lightweight_by_hand,
     "lightweight_gan --augment cutout": lightweight_by_hand,
     "infogan --adv lsgan --info-cat 0.5 --info-con 2 --categories 7 --codes 3": infogan_by_hand,
@@ -230,7 +251,7 @@ def test_step_equals_the_algorithm_by_hand(command):
     G, D, opt_G, opt_D, batches, _ = toys(script)
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(1)
-    module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags))
+    module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags), *also(script))
     torch.manual_seed(1)
     BY_HAND[command](G2, D2, batches, settings(script, *flags))
     for a, b in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
@@ -286,8 +307,10 @@ def test_optimisers_have_the_flags_and_the_weights_of_their_network(script, fold
     state = run(script, folder, tmp_path / "a", "--steps", "1", *flags)
     for name, lr in (("G", 0.02), ("D", 0.01)):
         (group,) = state[f"opt_{name}"].param_groups
-        assert [id(p) for p in group["params"]] == [id(p) for p in state[name].parameters()] and group["lr"] == lr
-        assert group.get("betas", (0.3, 0.7)) == (0.3, 0.7) and group.get("alpha", 0.99) == 0.99
+        assert [id(p) for p in group["params"]] == [id(p) for p in state[name].parameters()]
+        assert group["lr"] == pytest.approx(lr)
+        assert type(state[f"opt_{name}"]) is (torch.optim.RMSprop if script == "wgan" else torch.optim.Adam)
+        assert group.get("betas", (0.3, 0.7)) == pytest.approx((0.3, 0.7)) and group.get("alpha", 0.99) == 0.99
 
 
 DEFAULTS = {  # of the papers, or of the code that everybody takes for them
@@ -318,6 +341,7 @@ DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
 DEFAULTS["cgan_text2img"] = ADAM | {"real_label": 1, "wrong_image": False, "l1": 0, "l2": 0}
 DEFAULTS["lightweight_gan"] = ADAM | {"z_dim": 256, "width": 32, "batch": 8, "act": None}
 DEFAULTS["lightweight_gan"] |= {"augment": ["translation", "colour", "cutout"]}
+DEFAULTS["r3gan"] = ADAM | {"beta1": 0, "beta2": 0.9, "z_dim": 64, "act": None, "gamma": 2, "penalty_every": 1}
 DEFAULTS["infogan"] = ADAM | {
     "lr_g": 1e-3,
     "z_dim": 62,
@@ -356,12 +380,12 @@ def test_isolation(script):
     for net in (G, D):
         net.register_forward_pre_hook(lambda net, inputs: calls.append((type(net), net.training, len(inputs[0]))))
     for _ in range(2):
-        metrics = module(script).train_step(G, D, opt_G, opt_D, data, settings(script))
+        metrics = module(script).train_step(G, D, opt_G, opt_D, data, settings(script), *also(script))
     n = D_STEPS[script]
     # real, generated, and mixed images or wrong pairs apart, each with its own statistics
-    per_step = 3 if script in ("wgan_gp", "cgan_text2img") else 2
-    assert calls.count((ToyD, True, 8)) == 2 * (per_step * n + 1)
-    assert calls.count((ToyG, True, 8)) == len(calls) - 2 * (per_step * n + 1)
+    per_step, of_G = 3 if script in ("wgan_gp", "cgan_text2img") else 2, 2 if script == "r3gan" else 1
+    assert calls.count((ToyD, True, 8)) == 2 * (per_step * n + of_G)
+    assert calls.count((ToyG, True, 8)) == len(calls) - 2 * (per_step * n + of_G)
     assert [note["opt"] for note in notes] == (["D"] * n + ["G"]) * 2
     assert [note["frozen"] for note in notes] == ([False] * n + [True]) * 2
     for before, after in itertools.pairwise(notes):
@@ -384,7 +408,7 @@ def test_noise_is_fresh_in_every_step(script):
     seen = []
     G.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].clone()))
     for _ in range(2):
-        module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script))
+        module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script), *also(script))
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(seen, 2)) and len(seen) >= 2
 
 
@@ -412,6 +436,14 @@ def test_ema_closed_form(script):
     for p in G_ema.parameters():
         torch.testing.assert_close(p, torch.full_like(p, 1 - 0.9**5))
     assert (G_ema.norm.running_mean == 7).all() and G_ema.norm.num_batches_tracked == 9
+
+
+def test_ema_reaches_its_flag(script, folder, tmp_path, monkeypatch):
+    """Catches a warm-up that never ends: (1 + i) / (10 + i) passes --ema in step 1."""
+    decays = []
+    monkeypatch.setattr(module(script), "update_ema", lambda G_ema, G, decay: decays.append(decay))
+    run(script, folder, tmp_path / "a", "--steps", "3", "--ema", "0.15")
+    assert decays == pytest.approx([0.1, 0.15, 0.15])
 
 
 def test_ema_warm_up(script, folder, tmp_path):

@@ -105,8 +105,9 @@ def test_real_grid_shows_the_data(folder, tmp_path):
 
 def test_resume_is_bit_exact(script, folder, tmp_path):
     """Catches an optimiser, buffer, position or generator that is not restored, and rows or frames that are not dropped."""
-    whole = run(script, folder, tmp_path / "whole", "--steps", "12", *OFTEN)
-    run(script, folder, tmp_path / "parts", "--steps", "5", *OFTEN)
+    often = [*OFTEN, "--lr-g", "2e-3"] if script == "r3gan" else OFTEN  # no tanh holds its first steps: all frames alike
+    whole = run(script, folder, tmp_path / "whole", "--steps", "12", *often)
+    run(script, folder, tmp_path / "parts", "--steps", "5", *often)
     parts = module(script).main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "12", "--device", "cpu"])
     assert same_state(whole, parts)
     for file in ("log.csv", "progress.gif", "real.png", "samples/000008.png", "samples/000012.png"):
@@ -175,7 +176,7 @@ def test_sampling(script, folder, tmp_path):
     def sample(*flags) -> list[np.ndarray]:
         module(script).main(["--out", str(out), "--path", "gone", "--device", "cpu", *flags])
         files = sorted((out / "generated").glob("*.png"))
-        assert (out / "generated/labels.csv").exists() == (script not in [*NOISE, "lightweight_gan"])
+        assert (out / "generated/labels.csv").exists() == (script not in [*NOISE, "lightweight_gan", "r3gan"])
         assert [file.name for file in files] == [f"{i:05d}.png" for i in range(len(files))]
         return [np.asarray(Image.open(file)).astype(int) for file in files]
 
@@ -187,10 +188,12 @@ def test_sampling(script, folder, tmp_path):
     c = {"acgan": lambda: m.wanted(args)[:8], "cgan_text2img": lambda: next(m.wanted(args)[0])}
     c["infogan"] = lambda: m.draw_codes(8, args)
     c = [c[script]()] if script in c else []
-    expected = (state["G_ema"](m.noise(8, args), *c)[0] + 1) * 127.5
+    expected = (state["G_ema"](m.noise(8, args), *c)[0].clamp(-1, 1) + 1) * 127.5
     assert abs(five[0] - expected.permute(1, 2, 0).numpy()).max() <= 1
     assert any((a != b).any() for a, b in zip(five, sample("--sample", "5", "--seed", "1"), strict=True))
-    assert any((a != b).any() for a, b in zip(five, sample("--sample", "5", "--sample-mode", "batch"), strict=True))
+    if script != "r3gan":  # it has no BatchNorm
+        batch = sample("--sample", "5", "--sample-mode", "batch")
+        assert any((a != b).any() for a, b in zip(five, batch, strict=True))
     earlier = sample("--sample", "5", "--checkpoint", str(out / "checkpoints/000003.pt"))
     assert any((a != b).any() for a, b in zip(five, earlier, strict=True))
 
@@ -352,7 +355,8 @@ def test_preset_without_path(script, tmp_path, monkeypatch):
     full = m.parse_args(["--out", str(tmp_path), "--path", "x"])
     assert not full.preset and full.size == 64
     allowed = {"size", "width", "batch", "steps", "lr_g", "lr_d", "ema", "n_critic", "save_every", "log_every"}
-    allowed |= {"augment"} if script == "lightweight_gan" else set()  # 10,000 images need less of it
+    own = {"lightweight_gan": {"augment"}, "r3gan": {"blocks", "penalty_every", "gamma", "anneal"}}
+    allowed |= own.get(script, set())
     assert m.PRESET.keys() <= allowed and (ROOT / f"{script}.py").exists()
     monkeypatch.setattr(common, "FACES", 24)
     m.main([*tiny(script), "--out", str(tmp_path / "run"), "--steps", "1", "--size", "32"])
