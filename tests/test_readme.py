@@ -1,21 +1,25 @@
 """The README: every command parses, every file it names is there, every number about files is right."""
 
+import csv
 import importlib
 import re
 import shlex
+import statistics
 
 import pytest
 from conftest import ALL, ROOT
-from test_siblings import BUDGET
+from test_siblings import BUDGET, changed, source
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXPERIMENTS = (ROOT / "assets/experiments.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    """Lines of the fenced blocks, and of the scripts' doc-strings, that start one of our programs."""
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)
+    """What starts one of our programs: in fenced blocks and `code` of both texts, and in the scripts' doc-strings."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README + EXPERIMENTS, re.S)
     blocks += [importlib.import_module(script).__doc__ for script in ALL]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`(python [^`]*)`", README + EXPERIMENTS)]
     return sorted({line for line in lines if re.match(r"(python|torchrun)\b.*\.py", line)})
 
 
@@ -48,13 +52,25 @@ def test_command_parses(command, tmp_path, monkeypatch, capsys):
         m.parse_args(flags)
 
 
-def test_links_and_pictures_exist():
-    """Catches broken links, and pictures too heavy for a README."""
-    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README):
-        name = target[0] or target[1]
-        if not name.startswith("http"):
-            assert (ROOT / name).exists(), name
-            assert (ROOT / name).suffix != ".png" or (ROOT / name).stat().st_size < 600_000, name
+@pytest.mark.parametrize("name", ["README.md", "assets/experiments.md"])
+def test_links_and_pictures_exist(name):
+    """Catches broken links, to files and to headings, and pictures too heavy for a page."""
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            file, _, heading = target.partition("#")
+            path = (page.parent / file).resolve() if file else page
+            assert path.exists(), target
+            assert path.stat().st_size < {".png": 600_000, ".gif": 3_000_000}.get(path.suffix, 1e6), target
+            if heading:
+                lines = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.M)
+                assert heading in [re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in lines], target
+
+
+def test_no_picture_is_left_over():
+    """Catches a picture that no page shows any more."""
+    shown = {name.split("/")[-1] for name in re.findall(r"\]\(([^)]+)\)", README + EXPERIMENTS)}
+    assert {file.name for file in (ROOT / "assets").glob("*.[pg][ni][gf]")} <= shown
 
 
 def test_requirements_are_few():
@@ -63,7 +79,35 @@ def test_requirements_are_few():
     assert names == {"torch", "torchvision", "numpy", "pillow", "tensorboard", "tqdm", "pytest"}
 
 
-def test_every_script_is_in_the_table():
-    for script in ALL:
-        assert f"[`{script}.py`]({script}.py)" in README
+def scores(script: str) -> list[str]:
+    """Readable faces in per cent, and combinations: mean and standard deviation of the preset's seeds that were scored."""
+    with open(ROOT / "assets/experiments.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if re.fullmatch(rf"{script}-\d", row["experiment"])]
+    assert all(row["command"].split(" --seed ")[0] == f"python {script}.py" for row in rows)
+    columns = [[float(row["readable"]) * 100 for row in rows], [float(row["combos"]) for row in rows]]
+    return [f"{statistics.mean(v):.0f}" + (f" ± {statistics.stdev(v):.0f}" if len(v) > 1 else "") for v in columns]
+
+
+@pytest.mark.parametrize("script", ALL)
+def test_table_agrees_with_the_files(script):
+    """Catches a figure that was true of an earlier version: of the diff, of the scores, or of the minutes."""
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| [`{script}.py`]({script}.py) |")]
+    _, paper, _, lines, command, result, minutes = row.strip("| ").split(" | ")
+    doc = " ".join(importlib.import_module(script).__doc__.split())
+    assert paper.split("/")[-1].rstrip(")") in doc  # its arXiv number
+    assert lines == (str(changed(source("dcgan"), source(script))) if script != "dcgan" else "-")
+    assert command == f"`python {script}.py`"
+    assert f" {minutes} minutes on two CPU cores, torch 2.14.1" in doc
+    if script == "cyclegan":  # another task, read by another program
+        assert all(share in doc for share in re.findall(r"\d+ %", result))
+        return
+    readable, combos = scores(script)
+    readable = readable.replace(" ±", " % ±") if "±" in readable else f"{readable} %"
+    assert result.startswith(f"{readable} ({combos})")
+    assert f"of 2,000 samples {readable} can be read as a face" in doc
+    if "combinations" in doc.split("Result of")[1]:
+        assert f"with {combos} of the 132 combinations" in doc
+
+
+def test_every_script_has_a_budget():
     assert set(BUDGET) >= set(ALL)
