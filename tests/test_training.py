@@ -105,7 +105,9 @@ def test_real_grid_shows_the_data(folder, tmp_path):
 
 def test_resume_is_bit_exact(script, folder, tmp_path):
     """Catches an optimiser, buffer, position or generator that is not restored, and rows or frames that are not dropped."""
-    often = [*OFTEN, "--lr-g", "2e-3"] if script == "r3gan" else OFTEN  # no tanh holds its first steps: all frames alike
+    often = (
+        [*OFTEN, "--lr-g", "2e-3"] if script == "r3gan" else OFTEN
+    )  # no tanh holds its first steps: all frames alike
     whole = run(script, folder, tmp_path / "whole", "--steps", "12", *often)
     run(script, folder, tmp_path / "parts", "--steps", "5", *often)
     parts = module(script).main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "12", "--device", "cpu"])
