@@ -31,7 +31,8 @@ LEARN = {
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
-LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "700"]
+LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "1300", "--steps", "1300"]
+LEARN["r3gan"] += ["--lr-g", "4e-3", "--lr-d", "2e-3", "--gamma", "20"]
 LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8", "--steps", "1000", "--augment"]
 
 
