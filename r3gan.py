@@ -13,8 +13,9 @@ Differs from the authors' code: channels double from the largest map to the smal
 768 from 4 to 32 pixels, then half at each size); batch 64 (256); no augmentation; G learns on the noise and the reals
 that D has just seen; --ema is per step (theirs: a half-life that rises to 500,000 images). With --penalty-every k, as
 in the preset, R1 and R2 are of each k-th step, times k: not quite the same under Adam, which then moves D more slowly
-where they dominate. Rates fall to a quarter, gamma and 1 - beta2 to a tenth, as a cosine over --anneal steps. The
-authors' gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from a moving average of G (arXiv 1710.10196).
+where they dominate. Rates fall to a quarter, gamma and 1 - beta2 to a tenth, as a cosine over --anneal steps, which
+should be as many as --steps. The authors' gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from a
+moving average of G (arXiv 1710.10196).
 
     python r3gan.py                                               # built-in faces, minutes on a CPU
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -64,7 +65,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group.add_argument("--gamma", type=common.between(0.0), default=2.0, help="weight of R1 and R2, at first")
     group.add_argument("--penalty-every", type=common.between(1), default=1, help="k: R1, R2 each k steps, times k")
-    group.add_argument("--anneal", type=common.between(1), default=50_000, help="as --steps: rates and gamma fall")
+    group.add_argument("--anneal", type=common.between(1), default=50_000, help="steps in which rates and gamma fall")
     group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
     group = parser.add_argument_group("run")
     group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
