@@ -31,7 +31,7 @@ LEARN = {
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
-LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "1300", "--steps", "1300"]
+LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "1000", "--steps", "1000"]
 LEARN["r3gan"] += ["--lr-g", "3e-3", "--lr-d", "1.5e-3", "--gamma", "20"]  # as in its preset
 LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8", "--steps", "1000", "--augment"]
 
