@@ -23,8 +23,8 @@ moving average of G (arXiv 1710.10196).
 
 Result of the first command: 4,600 steps in 7.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 81 % ± 2 can be
 read as a face, with 40 ± 16 of the 132 combinations of hair and eyes (3 seeds). The faces hardly move, and in as many
-minutes most other scripts get further here. With --steps 20000 --anneal 20000, half an hour, they move, and seed 0 has
-94 % and 117: README, Experiments.
+minutes most other scripts get further here. With --steps 20000 --anneal 20000, half an hour by that rate, they move
+and seed 0 has 94 % and 117: README, Experiments.
 """
 
 import argparse
