@@ -104,9 +104,9 @@ def samples(run: str, args) -> str:
     return str(folder)
 
 
-def load(path: str | None, args) -> np.ndarray:
-    """uint8 (N, C, S, S), memory-mapped: decoded, cropped and resized as for training. None: the built-in faces."""
-    return common.load_images(argparse.Namespace(**{**vars(args), "path": path}))[0]
+def load(path: str | None, args) -> tuple[np.ndarray, list[str]]:
+    """uint8 (N, C, S, S), memory-mapped, and names: as for training. None: the built-in faces."""
+    return common.load_images(argparse.Namespace(**{**vars(args), "path": path}))
 
 
 def blocks(images: np.ndarray, rows: np.ndarray):
@@ -218,15 +218,29 @@ def scores(reference: Tensor, x: Tensor, reals: Tensor, own: np.ndarray | None =
     return row | {"diversity": diversity(reference, x), "nearest": distance.median().item()}, index
 
 
-def asked(name: str, places: np.ndarray, args) -> dict[str, np.ndarray]:
-    """What images were to show, column by column: of a run its labels.csv, of real faces the painter's attributes."""
-    file, labels = Path(name, "generated/labels.csv"), []
+def asked(name: str, files: list[str], args) -> dict[str, np.ndarray]:
+    """What images were to show, column by column: of a run its labels.csv, of real faces the painter's attributes.
+
+    `files` are the names of the images in the row, for the built-in faces their numbers. An image without a row in
+    labels.csv was asked for nothing: it counts as disobeyed, and that is said.
+    """
     if name == "real":
-        labels = [faces.describe(np.random.default_rng([0, int(i)])) for i in places]
-    elif name in args.runs and file.exists():
-        rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines()[: len(places) + 1])
-        labels = [row | dict(common.tags(row.get("caption", ""))) for row in rows]
-    return {key: np.array([row.get(key) for row in labels]) for key in (labels[0] if labels else {})}
+        labels = [faces.describe(np.random.default_rng([0, int(file)])) for file in files]
+        return {key: np.array([row[key] for row in labels]) for key in faces.ATTRIBUTES}
+    table = Path(name, "generated/labels.csv")
+    if name not in args.runs or not table.exists():
+        return {}
+    with open(table, newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        rows = {row["image"]: row | dict(common.tags(row.get("caption") or "")) for row in reader}
+    without_row = [file for file in files if file not in rows]
+    if without_row:
+        print(f"{name}: {len(without_row)} of {len(files)} samples have no row in labels.csv, {without_row[0]} first")
+    without_file = [image for image in rows if not Path(name, "generated", image).exists()]
+    if without_file:
+        print(f"{name}: {len(without_file)} rows of labels.csv name no file, {without_file[0]} first")
+    columns = dict.fromkeys(key for row in rows.values() for key in row)
+    return {key: np.array([rows.get(file, {}).get(key) for file in files]) for key in columns}
 
 
 def shared_information(a: np.ndarray, b: np.ndarray) -> float:
@@ -316,26 +330,26 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     weights = inception_weights(args.inception_weights)
     built_in = args.real == "faces"
-    real = load(None if built_in else args.real, args)
+    real, real_names = load(None if built_in else args.real, args)
     if len(real) < 2 * args.count:
         common.fail(f"{args.real} has {len(real)} images: --count can be at most {len(real) // 2}, half against half")
     order = np.random.default_rng(0).permutation(len(real))
     reference, held_out = order[: args.count], order[args.count : 2 * args.count]
-    chosen = {"real": (real, held_out)}
+    chosen = {"real": (real, real_names, held_out)}
     for name in args.others:
-        images = load(samples(name, args) if name in args.runs else name, args)
+        images, names = load(samples(name, args) if name in args.runs else name, args)
         if len(images) < args.count:
             common.fail(f"{name} has {len(images)} images: --count can be at most {len(images)}")
         shuffled = np.random.default_rng(1).permutation(len(images))  # 1: not the reference again
-        chosen[name] = images, (np.arange(len(images)) if name in args.runs else shuffled)[: args.count]
+        chosen[name] = images, names, (np.arange(len(images)) if name in args.runs else shuffled)[: args.count]
 
     conditional = any(Path(name, "generated/labels.csv").exists() for name in args.runs)
     reals = extract(real, np.arange(len(real)))
     rows, grids, pairs = [], {}, {}
-    for name, (images, places) in chosen.items():
+    for name, (images, names, places) in chosen.items():
         row, index = scores(reals[reference], extract(images, places), reals, places if name == "real" else None)
         if built_in and args.channels == 3:
-            row |= read(images, places, asked(name, places, args) if conditional else {})
+            row |= read(images, places, asked(name, [names[i] for i in places], args) if conditional else {})
         if weights:
             row |= fidelity(Chosen(real, reference), Chosen(images, places), feature_extractor_weights_path=weights)
         rows.append({"name": name, "n": args.count} | row)

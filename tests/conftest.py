@@ -35,7 +35,12 @@ HEADS = {"acgan": 5, "infogan": 10}  # outputs of D beside the score
 TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu"]
 
 
+TINY_PAIR = ["--size", "24", "--width", "4", "--blocks", "1", "--batch", "2", "--device", "cpu"]
+
+
 def tiny(script: str) -> list[str]:
+    if script == "cyclegan":
+        return TINY_PAIR
     return [*TINY, "--size", "32"] if script == "lightweight_gan" else TINY  # its decoders need maps of 16 pixels
 
 
@@ -85,6 +90,19 @@ def script(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=ALL)
+def any_script(request) -> str:
+    """Of all scripts, cyclegan.py too."""
+    return request.param
+
+
+@pytest.fixture
+def images(request) -> Path:
+    """What `any_script` trains on: a folder of images, for cyclegan.py two of them."""
+    script = request.getfixturevalue("any_script")
+    return request.getfixturevalue("pair" if script == "cyclegan" else "folder")
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """24 painted faces of 32 px, with tags of LOOKS in turn."""
@@ -94,6 +112,18 @@ def folder(tmp_path_factory) -> Path:
     tags = [f"{i},{LOOKS[i % 6][0]} hair {LOOKS[i % 6][1]} eyes\n" for i in range(24)]
     (folder / "tags.csv").write_text("".join(tags))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> Path:
+    """trainA with 7 black-haired faces, trainB with 5 blonde ones, 32 px; two of each to test."""
+    root, i = tmp_path_factory.mktemp("pair"), 0
+    for side, hair, count in (("A", "black", 7), ("B", "blonde", 5)):
+        for name, n in ((f"train{side}", count), (f"test{side}", 2)):
+            (root / name).mkdir()
+            for k in range(n):
+                faces.paint(1, i := i + 1, 32, hair=hair)[0].save(root / name / f"{k}.png")
+    return root
 
 
 def same(a, b) -> bool:

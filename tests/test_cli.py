@@ -1,14 +1,17 @@
 """The command line: nonsense ends in one sentence with exit code 2; help shows every default; a script runs from a shell."""
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import PLAIN, ROOT, TINY, module, tiny
+import torch
+from conftest import PLAIN, ROOT, TINY, module, run, tiny
 from test_training import refused
 
+import common
 import faces
 
 
@@ -83,6 +86,193 @@ def test_flags_are_refused_where_they_mean_nothing(command, few, capsys):
     script, *flags = command.split()
     with refused(capsys, 2, *LABELS[command]):
         module(script).main([*TINY, "--path", str(few), *flags])
+
+
+BOUNDS = {  # flag -> the least and the greatest value that is taken, and values that are not
+    "lr-g": ("0", "100", "-0.1 nan x"),
+    "lr-d": ("0", "100", "-0.1 nan x"),
+    "beta1": ("0", "0.9999", "-0.1 1 nan"),
+    "beta2": ("0", "0.9999", "-0.1 1 nan"),
+    "z-dim": ("1", "1000", "0 -1 1.5"),
+    "width": ("1", "1000", "0 -1 1.5"),
+    "ema": ("0", "1", "-0.1 1.1 nan"),
+    "noise": ("normal", "uniform", "gaussian"),
+    "act": ("relu", "lrelu", "tanh"),
+    "n-critic": ("1", "1000", "0 1.5"),
+    "clip": ("1e-6", "1", "0 -1"),
+    "gp": ("0", "1000", "-1 nan"),
+    "g-steps": ("1", "1000", "0"),
+    "dropout": ("0", "0.99", "1 -0.1"),
+    "cls-weight": ("0", "100", "-1"),
+    "cls-weight-g": ("0", "100", "-1"),
+    "l1": ("0", "100", "-1"),
+    "l2": ("0", "100", "-1"),
+    "categories": ("2", "100", "1"),
+    "codes": ("1", "100", "0"),
+    "info-cat": ("0", "100", "-1"),
+    "info-con": ("0", "100", "-1"),
+    "adv": ("ns", "lsgan", "wgan"),
+    "gan-mode": ("lsgan", "bce", "hinge"),
+    "cycle": ("0", "100", "-1"),
+    "identity": ("0", "100", "-1"),
+    "pool": ("0", "1000", "-1"),
+    "constant": ("0", "1000000", "-1"),
+    "decay": ("1", "1000000", "0"),
+    "load-size": ("0", "300", "-1"),
+    "gamma": ("0", "1000", "-1 nan"),
+    "penalty-every": ("1", "100", "0"),
+    "anneal": ("1", "1000000", "0"),
+    "augment": ("translation", "cutout", "blur"),
+    "steps": ("1", "1000000", "0 -1 1.5"),
+    "seed": ("0", "4294967295", "-1 4294967296"),
+    "channels": ("1", "3", "2 0 4"),
+    "log-every": ("1", "1000000", "0 -1"),
+    "save-every": ("1", "1000000", "0 -1"),
+    "keep": ("0", "1000", "-1"),
+    "sample": ("1", "1000", "0 -1 x"),
+    "sample-mode": ("eval", "batch", "train"),
+}
+PAIRS = {"real-label", "fake-label"}  # each takes two numbers
+NUMBERLESS = {
+    "help",
+    "path",
+    "labels",
+    "cache",
+    "out",
+    "resume",
+    "checkpoint",
+    "device",
+    "bf16",
+    "flip",
+    "size",
+    "batch",
+}
+NUMBERLESS |= {"real-label", "fake-label", "g-label", "wrong-image", "embeddings", "sample-labels", "prompt", "prompts"}
+NUMBERLESS |= {"translate", "reverse", "weights", "blocks"}
+
+
+def test_bounds_of_every_flag(any_script, tmp_path, capsys):
+    """Catches a bound that is missing, too narrow, or off by one; and a flag that has none in this table."""
+    m = module(any_script)
+    with pytest.raises(SystemExit):
+        m.parse_args(["--help"])
+    flags = set(re.findall(r"^  (?:-h, )?--([a-z0-9-]+)", capsys.readouterr().out, re.M))
+    assert flags <= BOUNDS.keys() | NUMBERLESS, flags - BOUNDS.keys() - NUMBERLESS
+    usual = ["--path", "x", "--out", str(tmp_path / "new")]
+    for flag in sorted(flags & BOUNDS.keys()):
+        least, greatest, wrong = BOUNDS[flag]
+        for value in (least, greatest):
+            if flag in ("sample", "sample-mode") or (any_script, flag, value) in IMPOSSIBLE:
+                continue
+            found = getattr(m.parse_args([*usual, f"--{flag}", value]), flag.replace("-", "_"))
+            assert str(found if not isinstance(found, list) else found[0]) in (
+                value,
+                str(float(value)) if value[0].isdigit() else "",
+            )
+        for value in wrong.split():
+            with refused(capsys, 2, f"--{flag}", value):
+                m.parse_args([*usual, f"--{flag}", value])
+    pairs = flags & PAIRS if any_script in ("dcgan", "lsgan") else set()
+    for flag in sorted(pairs):
+        assert getattr(m.parse_args([*usual, f"--{flag}", "0", "1"]), flag.replace("-", "_")) == [0, 1]
+        with refused(capsys, 2, f"--{flag}"):
+            m.parse_args([*usual, f"--{flag}", "0.5"])
+
+
+IMPOSSIBLE = {
+    ("cyclegan", "steps", "1000000"),
+    ("cyclegan", "constant", "0"),
+    ("cyclegan", "decay", "1"),
+    ("cyclegan", "load-size", "300"),
+}
+IMPOSSIBLE |= {("cyclegan", "load-size", "0")}
+
+
+@pytest.mark.parametrize(
+    "size", ["16", "20", "24", "28", "32", "40", "48", "56", "64", "80", "96", "112", "128", "256", "1024", "1792"]
+)
+def test_sizes_that_are_taken(size):
+    """Catches a size that the README promises and the parser refuses."""
+    assert common.image_size(size) == int(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        ("36", "32 and 40"),
+        ("100", "96 and 112"),
+        ("15", "16 and 20"),
+        ("72", "64 and 80"),
+        ("0", "16 and 20"),
+        ("-64", "16 and 20"),
+    ],
+)
+def test_sizes_that_are_refused(size, nearest):
+    """Catches a size that does not halve to a map of 4 to 7, and a sentence that does not name the nearest ones."""
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{size} .*{nearest}"):
+        common.image_size(size)
+
+
+def test_what_a_run_refuses_at_its_start(any_script, images, tmp_path, capsys):
+    """Catches a run that is overwritten, one that is resumed with nothing left to do, and a checkpoint without --resume."""
+    m, out = module(any_script), tmp_path / "run"
+    run(any_script, images, out, "--steps", "2")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with refused(capsys, 2, str(out), "already holds a run", "--resume", "--out"):
+        run(any_script, images, out, "--steps", "2")
+    with refused(capsys, 2, "last.pt", "all of its 2 steps", "--steps"):
+        m.main(["--out", str(out), "--resume"])
+    with refused(capsys, 2, "last.pt", "all of its 1 steps", "--steps"):
+        m.main(["--out", str(out), "--resume", "--steps", "1"])
+    with refused(capsys, 2, "--checkpoint", "--resume", "--sample"):
+        run(any_script, images, tmp_path / "other", "--checkpoint", str(out / "last.pt"))
+    with refused(capsys, 2, "no checkpoint", "nowhere"):
+        m.main(["--out", str(tmp_path / "nowhere"), "--resume"])
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    for file in ("last.pt", "log.csv"):  # each alone is a run, too
+        alone = tmp_path / file.replace(".", "-")
+        alone.mkdir()
+        (alone / file).write_text("step,loss_D\n")
+        with refused(capsys, 2, "already holds a run"):
+            m.parse_args(["--path", "x", "--out", str(alone)])
+    assert not (tmp_path / "other").exists() and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("script", ["acgan", "cgan_text2img"])
+def test_labels_that_changed_since_the_checkpoint(script, folder, tmp_path, capsys):
+    """Catches a resumed run whose labels have other values: numbers of classes and words would mean something else."""
+    out = tmp_path / "run"
+    run(script, folder, out, "--steps", "1")
+    lines = (folder / "tags.csv").read_text().replace("white", "pink")
+    (tmp_path / "other.csv").write_text(lines)
+    with refused(capsys, 2, "the checkpoint" if script == "acgan" else "last.pt", "--labels"):
+        module(script).main(["--resume", "--out", str(out), "--steps", "2", "--labels", str(tmp_path / "other.csv")])
+    assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
+
+
+def test_flags_that_need_another(tmp_path, capsys):
+    """Catches a flag that is ignored because the one that it belongs to is missing."""
+    new = ["--path", "x", "--out", str(tmp_path / "new")]
+    with refused(capsys, 2, "--sample-labels", "--sample"):
+        module("acgan").parse_args([*new, "--sample-labels", "list.txt"])
+    for flags in (["--reverse"], ["--weights", "w.pth"]):
+        with refused(capsys, 2, flags[0], "--translate"):
+            module("cyclegan").parse_args([*new, *flags])
+    with refused(capsys, 2, "--size 24", "32"):
+        module("lightweight_gan").parse_args([*new, "--size", "24"])
+    with refused(capsys, 2, "--size 64", "--load-size 40"):
+        module("cyclegan").parse_args([*new, "--size", "64", "--load-size", "40"])
+    with refused(capsys, 2, "--steps 21", "--constant", "--decay"):
+        module("cyclegan").parse_args([*new, "--steps", "21", "--constant", "10", "--decay", "10"])
+    for number in ("--count 0", "--size 31", "--seed -1"):
+        with refused(capsys, 2, number.split()[0], "at least"):
+            faces.main([str(tmp_path / "faces"), *number.split()])
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/file").touch()
+    for folder in ("used", "used/file"):
+        with refused(capsys, 2, folder, "in use"):
+            faces.main([str(tmp_path / folder)])
+    assert not (tmp_path / "faces").exists()
 
 
 def test_help_shows_every_flag_with_its_default(script, capsys):

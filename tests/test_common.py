@@ -200,6 +200,124 @@ def test_a_changed_folder_is_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def bitmap(file: Path, colour) -> None:
+    """A file whose size does not depend on its colour."""
+    picture((16, 16), colour).save(file)
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def edited(file: Path):
+    """Another picture of the same length, a millisecond later."""
+    before = file.stat()
+    bitmap(file, BLUE)
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+
+
+def longer(file: Path):
+    """Another picture with the time of the old one."""
+    before = file.stat()
+    picture((17, 16), BLUE).save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = {  # what happens to 1.bmp of three red files -> the colours and names that the next start must have
+    "nothing": (lambda file: None, {"0.bmp": RED, "1.bmp": RED, "2.bmp": RED}),
+    "edited, same size": (edited, {"0.bmp": RED, "1.bmp": BLUE, "2.bmp": RED}),
+    "edited, same time": (longer, {"0.bmp": RED, "1.bmp": BLUE, "2.bmp": RED}),
+    "renamed": (lambda file: file.rename(file.with_name("9.bmp")), {"0.bmp": RED, "2.bmp": RED, "9.bmp": RED}),
+    "removed": (lambda file: file.unlink(), {"0.bmp": RED, "2.bmp": RED}),
+    "made unreadable": (lambda file: file.write_bytes(b"no"), {"0.bmp": RED, "2.bmp": RED}),
+    "a new one": (lambda file: bitmap(file.with_name("7.bmp"), BLUE), {"0.bmp": RED, "1.bmp": RED, "2.bmp": RED, "7.bmp": BLUE}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_s_key_part_by_part(tmp_path, change, monkeypatch):
+    """Catches a key without the time, the size or the name of a file: each changes alone here, and the old image would stay."""
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        bitmap(tmp_path / f"images/{i}.bmp", RED)
+    load(tmp_path / "images", tmp_path / "cache")
+    act, expected = CHANGES[change]
+    act(tmp_path / "images/1.bmp")
+    if change == "nothing":
+        monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    images, names = load(tmp_path / "images", tmp_path / "cache")
+    assert {name: tuple(image[:, 5, 5].tolist()) for name, image in zip(names, images, strict=True)} == expected
+    assert names == sorted(expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own(tmp_path, monkeypatch):
+    """Catches two folders of equal names, sizes and times that get each other's images, and a cache that drives out another."""
+    for name, colour in (("a", RED), ("b", BLUE)):
+        (tmp_path / name).mkdir()
+        bitmap(tmp_path / name / "0.bmp", colour)
+        os.utime(tmp_path / name / "0.bmp", (1000, 1000))
+    wanted = [("a", 16, 3), ("b", 16, 3), ("a", 32, 3), ("a", 16, 1)]
+    for _ in range(2):
+        for name, size, channels in wanted:
+            image = load(tmp_path / name, tmp_path / "cache", size=size, channels=channels)[0][0]
+            assert image.shape == (channels, size, size)
+            if channels == 3:
+                assert tuple(image[:, 5, 5]) == (RED if name == "a" else BLUE)
+        monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
+    load(tmp_path / "link", tmp_path / "cache")  # the same folder under another name: not decoded again
+    monkeypatch.chdir(tmp_path)
+    load("a", tmp_path / "cache")
+
+
+def test_the_built_in_cache_follows_the_painter(tmp_path, monkeypatch):
+    """Catches faces of an older painter, or of another number, after an update."""
+    monkeypatch.setattr(common, "FACES", 5)
+    args = data_args("", tmp_path / "cache")
+    args.path = None
+    common.load_images(args)
+    painted = []
+    paint = common.paint
+    monkeypatch.setattr(common, "paint", lambda *a, **k: painted.append(1) or paint(*a, **k))
+    common.load_images(args)
+    assert painted == []
+    monkeypatch.setattr(common, "FACES", 6)
+    assert len(common.load_images(args)[0]) == len(painted) == 6
+    (tmp_path / "faces.py").write_text(Path(faces.__file__).read_text() + "# painted otherwise\n")
+    monkeypatch.setattr(faces, "__file__", str(tmp_path / "faces.py"))
+    common.load_images(args)
+    assert len(painted) == 12 and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_order_of_the_images_is_that_of_their_names(tmp_path):
+    """Catches an order that the file system chooses, or that puts images beside other images' names."""
+    (tmp_path / "images/sub").mkdir(parents=True)
+    shades = {"b.bmp": 10, "a.bmp": 50, "sub/c.bmp": 90, "10.bmp": 130, "9.bmp": 170}
+    for name, shade in shades.items():
+        bitmap(tmp_path / "images" / name, (shade,) * 3)
+    images, names = load(tmp_path / "images", tmp_path / "cache")
+    assert names == sorted(shades) and [int(image[0, 0, 0]) for image in images] == [shades[name] for name in names]
+
+
+def test_unreadable_files_do_not_shift_the_others(tmp_path, capsys):
+    """Catches images beside the names of their neighbours once a file between them was skipped; and names the first 20 of them."""
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        if i % 2:
+            (tmp_path / f"images/{i:02d}.bmp").write_bytes(b"no image")
+        else:
+            bitmap(tmp_path / f"images/{i:02d}.bmp", (4 * i,) * 3)
+    for _ in range(2):
+        images, names = load(tmp_path / "images", tmp_path / "cache")
+        assert names == [f"{i:02d}.bmp" for i in range(0, 60, 2)]
+        assert [int(image[0, 3, 3]) for image in images] == [4 * int(name[:2]) for name in names]
+        message = capsys.readouterr().err
+        assert "skipped 30 of 60 files" in message and "'01.bmp'" in message and "'39.bmp'" in message
+        assert "'41.bmp'" not in message and message.rstrip().endswith("...")
+
+
 def test_training_cannot_change_the_cache(tmp_path, folder):
     images, _ = load(folder, tmp_path)
     before = np.array(images)

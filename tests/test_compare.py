@@ -4,6 +4,7 @@ import argparse
 import csv
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -424,9 +425,204 @@ def test_what_runs_were_asked_for(tmp_path, monkeypatch):
     known = [{name for name, value in row.items() if value == value} for row in rows]
     assert {"hair", "eyes", "face", "glasses"} < known[1] and {"hair", "eyes"} < known[2] and "face" not in known[2]
     assert "NMI" in known[3] and "hair" not in known[3] and not {"NMI", "hair"} & known[4]
-    labels = compare.asked(str(tmp_path / "t"), np.arange(10), argparse.Namespace(runs={str(tmp_path / "t"): {}}))
+    files = [f"{i:05d}.png" for i in range(10)]
+    labels = compare.asked(str(tmp_path / "t"), files, argparse.Namespace(runs={str(tmp_path / "t"): {}}))
     words = [caption.split() for caption in labels["caption"]]
     assert labels["hair"].tolist() == [w[0] for w in words] and labels["eyes"].tolist() == [w[2] for w in words]
+
+
+# --- which images stand in which row ---
+
+
+def numbered(folder: Path, count: int, first: int = 0) -> Path:
+    """Grey images whose pixels are their number; names without leading zeros, so that their order is not that of the numbers."""
+    folder.mkdir(parents=True)
+    for i in range(first, first + count):
+        Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """What main() hands to scores(), as numbers of images: (reference, row, all reals, own places), one entry a row."""
+    calls = []
+    monkeypatch.setattr(
+        compare, "extract", lambda images, rows: torch.from_numpy(images[rows][:, 0, 0, 0].astype(np.float32))[:, None]
+    )
+
+    def scores(reference, x, reals, own=None):
+        lists = [tensor[:, 0].int().tolist() for tensor in (reference, x, reals)]
+        calls.append((*lists, own))
+        row = dict.fromkeys(("FD", "KIDx1000", "precision", "recall", "diversity"), 0.5)
+        return row | {"nearest": 2.0}, torch.zeros(len(x), dtype=torch.int64)
+
+    monkeypatch.setattr(compare, "scores", scores)
+    return calls
+
+
+def test_reference_held_out_and_samples_are_what_they_are_said_to_be(tmp_path, scored, monkeypatch):
+    """Catches a held-out row that overlaps the reference, a reference that differs from row to row, and images twice."""
+    real, other = numbered(tmp_path / "real", 30), numbered(tmp_path / "other", 25, 100)
+    out = tmp_path / "run"
+    numbered(out / "generated", 14, 95)
+    (out / "args.json").write_text('{"script": "dcgan", "size": 16}')
+    (out / "last.pt").write_bytes(b"older than the samples")
+    os.utime(out / "last.pt", (1000, 1000))
+    for _ in range(2):  # the same choice each time
+        command(tmp_path, real, other, real, out)
+    assert [call[:3] for call in scored[:4]] == [call[:3] for call in scored[4:]]
+    (reference, held_out, reals, own), *rows = scored[:4]
+    assert len(set(reference)) == len(set(held_out)) == 10
+    assert not set(reference) & set(held_out) and set(reference) | set(held_out) <= set(range(30))
+    assert sorted(reals) == list(range(30)) and [reals[i] for i in own] == held_out
+    assert reference != sorted(reference) and held_out != sorted(held_out)  # drawn, not the first of the folder
+    for seen, x, all_reals, places in rows:
+        assert seen == reference and all_reals == reals and places is None
+        assert len(set(x)) == 10
+    (_, of_folder, *_), (_, of_reals, *_), (_, of_run, *_) = rows
+    assert set(of_folder) <= set(range(100, 125)) and of_folder != sorted(of_folder)
+    assert set(of_reals) <= set(range(30)) and of_reals not in (reference, held_out)
+    assert of_run == sorted(range(95, 109), key=str)[:10]  # the first ones by name
+
+
+def test_a_perfect_generator_scores_like_the_first_row(tmp_path):
+    """Catches a first row that is too good or too bad: other images of the same kind must score alike."""
+    folders = {}
+    for name, first in (("real", 0), ("perfect", 400)):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        for i in range(first, first + 400):
+            faces.paint(0, i, 32)[0].save(folders[name] / f"{i}.png")
+    real, perfect = compare.main(
+        [
+            str(folders["real"]),
+            str(folders["perfect"]),
+            "--count",
+            "200",
+            "--size",
+            "32",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
+    assert real["FD"] == pytest.approx(perfect["FD"], rel=0.25) and real["nearest"] == 1 == pytest.approx(
+        perfect["nearest"], rel=0.1
+    )
+    assert real["precision"] == pytest.approx(perfect["precision"], abs=0.1)
+    assert real["recall"] == pytest.approx(perfect["recall"], abs=0.1)
+
+
+def test_labels_belong_to_the_image_that_their_row_names(tmp_path, monkeypatch, capsys):
+    """Catches labels joined by position: sample_10_1.png sorts before sample_1_1.png, and a perfect generator would score 0."""
+    monkeypatch.setattr(common, "FACES", 60)
+    out = tmp_path / "run"
+    (out / "generated").mkdir(parents=True)
+    lines = ["image,caption"]
+    for i in range(24):
+        image, look = faces.paint(3, i, 32)
+        image.save(out / f"generated/sample_{i + 1}_1.png")
+        lines.append(f"sample_{i + 1}_1.png,{look['hair']} hair {look['eyes']} eyes")
+    (out / "generated/labels.csv").write_text("\n".join(lines) + "\n")
+    (out / "args.json").write_text('{"script": "cgan_text2img", "size": 32}')
+    (out / "last.pt").write_bytes(b"older than the samples")
+    os.utime(out / "last.pt", (1000, 1000))
+
+    def obeyed() -> tuple[float, float]:
+        row = compare.main(["faces", str(out), "--count", "24", "--out", str(tmp_path / "out")])[1]
+        return row["hair"], row["eyes"]
+
+    assert obeyed() == (1, 1) and "row" not in capsys.readouterr().out.split("written to")[0].split("real: ")[0]
+    (out / "generated/labels.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")  # from the end
+    assert obeyed() == (1, 1)
+    (out / "generated/labels.csv").write_text("\n".join(lines[:-6]) + "\nsample_99_1.png,red hair blue eyes\n")
+    capsys.readouterr()
+    assert obeyed() == (0.75, 0.75)
+    printed = capsys.readouterr().out
+    assert (
+        "6 of 24 samples have no row in labels.csv" in printed
+        and "1 rows of labels.csv name no file, sample_99_1.png" in printed
+    )
+
+
+def test_captions_of_several_lines_do_not_shift_the_others(tmp_path):
+    """Catches a table that is cut at line breaks inside of quotes."""
+    (tmp_path / "run/generated").mkdir(parents=True)
+    (tmp_path / "run/generated/labels.csv").write_text(
+        'image,caption\na.png,"red hair\nblue eyes"\nb.png,aqua hair green eyes\n'
+    )
+    for name in "ab":
+        (tmp_path / f"run/generated/{name}.png").touch()
+    labels = compare.asked(
+        str(tmp_path / "run"), ["b.png", "a.png"], argparse.Namespace(runs={str(tmp_path / "run"): {}})
+    )
+    assert labels["hair"].tolist() == ["aqua", "red"] and labels["eyes"].tolist() == ["green", "blue"]
+
+
+def test_nearest_is_divided_by_that_of_the_reals(tmp_path, scored, monkeypatch, capsys):
+    """Catches a column that is printed before the division, or divided by another row."""
+    fake = iter([4.0, 2.0, 6.0])
+    inner = compare.scores
+
+    def scores(*arguments):
+        row, index = inner(*arguments)
+        return row | {"nearest": next(fake)}, index
+
+    monkeypatch.setattr(compare, "scores", scores)
+    real, other, more = (
+        numbered(tmp_path / "real", 30),
+        numbered(tmp_path / "other", 25, 100),
+        numbered(tmp_path / "more", 25, 130),
+    )
+    rows = command(tmp_path, real, other, more)
+    assert [row["nearest"] for row in rows] == [1, 0.5, 1.5]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (head,) = [words for words in printed if "FD" in words]
+    for row in rows:
+        (line,) = [words for words in printed if words[:1] == [row["name"]]]
+        assert dict(zip(head, line[1:], strict=True)) == {
+            k: str(v) if k == "n" else f"{v:.4f}" for k, v in row.items() if k != "name"
+        }
+
+
+def test_radii_are_those_of_the_third_nearest(tmp_path):
+    """Catches another k than the 3 that the doc-string names: by hand, on points whose neighbours are far apart."""
+    real = torch.tensor([[0.0], [1.0], [3.0], [7.0], [15.0], [31.0]])  # third nearest: 7, 6, 4 (of 7), 7, 14, 28
+    third = {0.0: 7, 1.0: 6, 3.0: 4, 7.0: 7, 15.0: 14, 31.0: 28}
+    for x in real.flatten().tolist():
+        others = sorted(abs(x - y) for y in real.flatten().tolist() if y != x)
+        assert others[2] == third[x]
+    fake = torch.tensor([[-6.9], [-7.1], [58.9], [59.1], [100.0], [2000.0]])
+    inside = [any(abs(f - c) <= r for c, r in third.items()) for f in fake.flatten().tolist()]
+    assert inside == [True, False, True, False, False, False]
+    assert compare.precision_recall(real, fake)[0] == pytest.approx(2 / 6)
+    assert compare.precision_recall(fake, real)[1] == pytest.approx(2 / 6)
+
+
+def test_nearest_png_shows_each_sample_beside_its_nearest_real(tmp_path):
+    """Catches pairs of another row, the real before the sample, and the nearest of the reference only."""
+    real, other = numbered(tmp_path / "real", 30), tmp_path / "other"
+    other.mkdir()
+    for i in range(20):
+        Image.new("RGB", (16, 16), (i, i, min(255, i + 3))).save(other / f"{i}.png")
+    command(tmp_path, real, other)
+    picture = np.asarray(Image.open(tmp_path / "out/nearest.png")).astype(int)[24:]
+    column = picture[:, 4 * 66 + 16 + 8 :]
+    for row in range(column.shape[0] // 66):
+        for k in (0, 2):
+            sample, nearest = (column[row * 66 + 5, place * 66 + 5] for place in (k, k + 1))
+            assert sample[2] == sample[0] + 3 and nearest[0] == nearest[2]
+            assert abs(nearest[0] - sample[0]) <= 3
+
+
+def test_obedience_and_counts_by_a_reader_that_is_known(tmp_path, monkeypatch):
+    """Catches shares of the readable ones only, and a nan where nothing can be read."""
+    seen = {name: np.array(["unreadable"] * 8) for name in faces.ATTRIBUTES} | {"readable": np.zeros(8, bool)}
+    monkeypatch.setattr(compare, "blocks", lambda images, rows: [np.zeros((8, 3, 1, 1), np.uint8)])
+    monkeypatch.setattr(faces, "read_attributes", lambda images: seen)
+    wanted = {"hair": np.array(["red"] * 8), "category": np.array(list("01010101"))}
+    assert compare.read(None, np.arange(8), wanted) == {"readable": 0, "combos": 0, "hair": 0, "NMI": 0}
+    seen["hair"] = np.array(["red"] * 6 + ["unreadable", "blue"])
+    assert compare.read(None, np.arange(8), wanted)["hair"] == 0.75  # of all eight
 
 
 def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):

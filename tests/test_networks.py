@@ -61,6 +61,32 @@ def test_scores_are_unbounded_float32(script):
         assert scores(script, D, x, c).dtype == torch.float32
 
 
+def test_G_of_r3gan_is_not_bounded():
+    """Catches a tanh or a clamp at its end, which the authors do not have: images grow with the last layer's weights."""
+    G, _, args = build("r3gan")
+    z = module("r3gan").noise(8, args)
+    before = G(z)
+    with torch.no_grad():
+        G.net[-1].weight.mul_(100)
+    torch.testing.assert_close(G(z), 100 * before, rtol=1e-4, atol=1e-5)
+    assert G(z).abs().max() > 1.5
+
+
+def test_ends_of_cyclegan_s_networks():
+    """Catches a G without tanh, and a D whose scores are squashed."""
+    m, args = module("cyclegan"), settings("cyclegan", "--size", "64", "--load-size", "64")
+    torch.manual_seed(0)
+    G, D = m.Generator(args).apply(m.init_weights), m.Discriminator(args).apply(m.init_weights)
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    before = D(x)
+    with torch.no_grad():
+        D.net[-2].weight.mul_(1000)
+        G.model[-2].weight.mul_(1000)
+    torch.testing.assert_close(D(x), 1000 * before, rtol=1e-4, atol=1e-4)
+    y = G(x)
+    assert y.abs().max() <= 1 and y.abs().mean() > 0.9 and y.min() < 0 < y.max()
+
+
 @pytest.mark.parametrize("script", [*PLAIN, "lightweight_gan"])
 def test_output_range(script):
     """Catches a missing tanh: pre-activations of any size end in [-1, 1]."""

@@ -10,7 +10,7 @@ import tokenize
 import pytest
 from conftest import ALL, PLAIN, ROOT, SCRIPTS
 
-BUDGET = {"common": 491, "faces": 150, "compare": 240}  # code lines: no blanks, comments, doc-strings
+BUDGET = {"common": 491, "faces": 150, "compare": 260}  # code lines: no blanks, comments, doc-strings
 BUDGET |= dict.fromkeys(("dcgan", "lsgan", "wgan", "wgan_gp", "sngan"), 200)
 BUDGET |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), 240)
 BUDGET |= {"cyclegan": 280, "lightweight_gan": 280, "r3gan": 220}

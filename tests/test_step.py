@@ -64,10 +64,14 @@ def toys(script="dcgan"):
     return G, D, Spy("G", G, networks, notes), Spy("D", D, networks, notes), batches, notes
 
 
-def ascend(net, value):
-    """One step of gradient ascent at 0.1."""
+def ascend(net, value) -> float:
+    """One step of gradient ascent at 0.1; returns the value before it."""
     for p, g in zip(net.parameters(), torch.autograd.grad(value, list(net.parameters())), strict=True):
         p.data += 0.1 * g
+    return value.item()
+
+
+# What follows redoes train_step from the paper, on the same networks, and returns what it must log.
 
 
 def dcgan_by_hand(G, D, batches, args):
@@ -76,9 +80,10 @@ def dcgan_by_hand(G, D, batches, args):
     t, s = (low + (high - low) * torch.rand(8) for low, high in (args.real_label, args.fake_label))
     real, fake = D(batches[0]), D(x_fake.detach())
     value = (t * logsigmoid(real) + (1 - t) * logsigmoid(-real)).mean()
-    ascend(D, value + (s * logsigmoid(fake) + (1 - s) * logsigmoid(-fake)).mean())
+    value_D = ascend(D, value + (s * logsigmoid(fake) + (1 - s) * logsigmoid(-fake)).mean())
     for k in range(args.g_steps):  # against the new D; the first on D's noise
-        ascend(G, logsigmoid(D(x_fake if k == 0 else G(torch.randn(8, 8)))).mean())
+        value_G = ascend(G, logsigmoid(D(x_fake if k == 0 else G(torch.randn(8, 8)))).mean())
+    return {"loss_D": -value_D, "loss_G": -value_G}
 
 
 def lsgan_by_hand(G, D, batches, args):
@@ -86,17 +91,19 @@ def lsgan_by_hand(G, D, batches, args):
     x_fake = G(torch.randn(8, 8))
     b, a = (low + (high - low) * torch.rand(8) for low, high in (args.real_label, args.fake_label))
     c = args.g_label
-    ascend(D, -sum((D(batches[0]) - b) ** 2) / 16 - sum((D(x_fake.detach()) - a) ** 2) / 16)
-    ascend(G, -sum((D(x_fake) - c) ** 2) / 16)
+    value_D = ascend(D, -sum((D(batches[0]) - b) ** 2) / 16 - sum((D(x_fake.detach()) - a) ** 2) / 16)
+    value_G = ascend(G, -sum((D(x_fake) - c) ** 2) / 16)
+    return {"loss_D": -value_D, "loss_G": -value_G}
 
 
 def wgan_by_hand(G, D, batches, args):
     """Algorithm 1 with gradient ascent at 0.1: the weights are in the box after each of five critic steps."""
     for k in range(5):
-        ascend(D, D(batches[k]).mean() - D(G(torch.randn(8, 8)).detach()).mean())
+        value_D = ascend(D, D(batches[k]).mean() - D(G(torch.randn(8, 8)).detach()).mean())
         for p in D.parameters():
             p.data = torch.maximum(torch.minimum(p.data, torch.tensor(args.clip)), torch.tensor(-args.clip))
-    ascend(G, D(G(torch.randn(8, 8))).mean())
+    value_G = ascend(G, D(G(torch.randn(8, 8))).mean())
+    return {"loss_D": -value_D, "loss_G": -value_G, "wasserstein": value_D}
 
 
 def sngan_by_hand(G, D, batches, args):
@@ -104,8 +111,9 @@ def sngan_by_hand(G, D, batches, args):
     zero = torch.zeros(8)
     for k in range(5):
         fake = D(G(torch.randn(8, 8)).detach())
-        ascend(D, torch.minimum(zero, D(batches[k]) - 1).mean() + torch.minimum(zero, -fake - 1).mean())
-    ascend(G, D(G(torch.randn(8, 8))).mean())
+        value_D = ascend(D, torch.minimum(zero, D(batches[k]) - 1).mean() + torch.minimum(zero, -fake - 1).mean())
+    value_G = ascend(G, D(G(torch.randn(8, 8))).mean())
+    return {"loss_D": -value_D, "loss_G": -value_G}
 
 
 def wgan_gp_by_hand(G, D, batches, args):
@@ -125,9 +133,11 @@ def wgan_gp_by_hand(G, D, batches, args):
             return scores[0] - scores[1] + 10 * penalty
 
         weights = {name: p.detach() for name, p in D.named_parameters()}
+        wasserstein, loss_D = (D(batches[k]).mean() - D(x_fake).mean()).item(), loss(weights).item()
         for name, g in torch.func.grad(loss)(weights).items():
             D.get_parameter(name).data -= 0.1 * g
-    ascend(G, D(G(torch.randn(8, 8))).mean())
+    value_G = ascend(G, D(G(torch.randn(8, 8))).mean())
+    return {"loss_D": loss_D, "loss_G": -value_G, "wasserstein": wasserstein}
 
 
 def acgan_by_hand(G, D, batches, args):
@@ -141,10 +151,13 @@ def acgan_by_hand(G, D, batches, args):
 
     x_fake = G(torch.randn(8, 8), y)
     (real, p), (fake, _) = D(x), D(x_fake.detach())
-    ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + args.cls_weight * classes(p))
+    class_real = -classes(p).item()
+    value_D = ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + args.cls_weight * classes(p))
     for k in range(args.g_steps):
         fake, p = D(x_fake if k == 0 else G(torch.randn(8, 8), y))
-        ascend(G, logsigmoid(fake).mean() + args.cls_weight_g * classes(p))
+        class_fake = -classes(p).item()
+        value_G = ascend(G, logsigmoid(fake).mean() + args.cls_weight_g * classes(p))
+    return {"loss_D": -value_D, "loss_G": -value_G, "class_real": class_real, "class_fake": class_fake}
 
 
 def cgan_by_hand(G, D, batches, args):
@@ -159,10 +172,11 @@ def cgan_by_hand(G, D, batches, args):
     value = value + logsigmoid(-wrong) / 2 + logsigmoid(-fake) / 2
     if args.wrong_image:
         value = value + logsigmoid(-D(x[other], t)) / 2
-    ascend(D, value.mean())
+    value_D = ascend(D, value.mean())
     fake = D(x_fake, t)
     apart = (torch.sigmoid(D(x, t)).detach() - torch.sigmoid(fake)) ** 2
-    ascend(G, logsigmoid(fake).mean() - args.l2 * apart.mean() - args.l1 * abs(x_fake - x).mean())
+    value_G = ascend(G, logsigmoid(fake).mean() - args.l2 * apart.mean() - args.l1 * abs(x_fake - x).mean())
+    return {"loss_D": -value_D, "loss_G": -value_G}
 
 
 def infogan_by_hand(G, D, batches, args):
@@ -179,12 +193,15 @@ def infogan_by_hand(G, D, batches, args):
     x_fake = G(z, c)
     (real, _), (fake, q) = D(batches[0]), D(x_fake.detach())
     if args.adv == "lsgan":
-        ascend(D, information(q) - ((real - 1) ** 2).mean() / 2 - (fake**2).mean() / 2)
-        fake, q = D(x_fake)
-        return ascend(G, information(q) - ((fake - 1) ** 2).mean() / 2)
-    ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + information(q))
+        value_D = ascend(D, information(q) - ((real - 1) ** 2).mean() / 2 - (fake**2).mean() / 2)
+    else:
+        value_D = ascend(D, logsigmoid(real).mean() + logsigmoid(-fake).mean() + information(q))
     fake, q = D(x_fake)
-    return ascend(G, logsigmoid(fake).mean() + information(q))
+    category = -torch.log_softmax(q[:, :k], 1)[c[:, :k] == 1].mean().item()
+    numbers = ((q[:, k:] - c[:, k:]) ** 2).mean().item()
+    adversarial = -((fake - 1) ** 2).mean() / 2 if args.adv == "lsgan" else logsigmoid(fake).mean()
+    value_G = ascend(G, adversarial + information(q))
+    return {"loss_D": -value_D, "loss_G": -value_G, "category": category, "numbers": numbers}
 
 
 def lightweight_by_hand(G, D, batches, args):
@@ -198,8 +215,9 @@ def lightweight_by_hand(G, D, batches, args):
     quarter = abs(D.quarter(large)[:, :, i, j] - x[:, :, i, j]).mean()
     fake = D(m.augment(x_fake.detach(), args.augment))[0]
     value = torch.minimum(zero, real - 1).mean() + torch.minimum(zero, -fake - 1).mean()
-    ascend(D, value - whole - quarter)
-    ascend(G, D(m.augment(x_fake, args.augment))[0].mean())
+    value_D = ascend(D, value - whole - quarter)
+    value_G = ascend(G, D(m.augment(x_fake, args.augment))[0].mean())
+    return {"loss_D": -value_D, "loss_G": -value_G, "reconstruction": (whole + quarter).item()}
 
 
 def r3gan_by_hand(G, D, batches, args):
@@ -211,15 +229,21 @@ def r3gan_by_hand(G, D, batches, args):
     x_fake = G(torch.randn(8, 8))
     y = x_fake.detach()
 
-    def value(weights):
+    def parts(weights):
         likelihood = sum(logsigmoid(one(weights, batches[0][i]) - one(weights, y[i])) for i in range(8)) / 8
         slopes = [torch.func.grad(one, argnums=1)(weights, x).square().sum() for x in (*batches[0], *y)]
-        return likelihood - 2.0 / 2 * (sum(slopes[:8]) / 8 + sum(slopes[8:]) / 8)
+        return likelihood, sum(slopes[:8]) / 8, sum(slopes[8:]) / 8
 
-    weights = {name: p.detach() for name, p in D.named_parameters()}
+    def value(weights):
+        likelihood, r1, r2 = parts(weights)
+        return likelihood - 2.0 / 2 * (r1 + r2)
+
+    weights = {name: p.detach().clone() for name, p in D.named_parameters()}
     for name, g in torch.func.grad(value)(weights).items():
         D.get_parameter(name).data += 0.1 * g
-    ascend(G, logsigmoid(D(x_fake) - D(batches[0])).mean())
+    value_G = ascend(G, logsigmoid(D(x_fake) - D(batches[0])).mean())
+    likelihood, r1, r2 = (part.item() for part in parts(weights))
+    return {"loss_D": -likelihood, "loss_G": -value_G, "r1": r1, "r2": r2}
 
 
 BY_HAND = {
@@ -246,16 +270,17 @@ D_STEPS = dict.fromkeys(SCRIPTS, 1) | {"wgan": 5, "wgan_gp": 5, "sngan": 5}  # p
 
 @pytest.mark.parametrize("command", BY_HAND)
 def test_step_equals_the_algorithm_by_hand(command):
-    """Catches wrong signs, a detach too many or too few, G trained against the old D, mixed-up noise, batches or labels."""
+    """Catches wrong signs, a detach too many or too few, G trained against the old D, mixed-up noise, batches or labels; and wrong logs."""
     script, *flags = command.split()
     G, D, opt_G, opt_D, batches, _ = toys(script)
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(1)
-    module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags), *also(script))
+    metrics = module(script).train_step(G, D, opt_G, opt_D, iter(batches), settings(script, *flags), *also(script))
     torch.manual_seed(1)
-    BY_HAND[command](G2, D2, batches, settings(script, *flags))
+    expected = BY_HAND[command](G2, D2, batches, settings(script, *flags))
     for a, b in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # rounding of up to six updates
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_wgan_critic_is_in_its_box_whenever_G_moves():

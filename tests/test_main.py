@@ -1,0 +1,449 @@
+"""What main() does in every script: modes of the networks, resuming with other flags, checkpoints, and a second machine."""
+
+import argparse
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import module, run, same, tiny
+from test_training import refused
+from torch import nn
+
+import common
+
+OFTEN = ("--log-every", "1", "--save-every", "1")
+
+
+# --- modes ---
+
+
+def test_modes_of_the_networks(any_script, images, tmp_path, monkeypatch):
+    """Catches deepcopy(G.eval()), a grid that leaves G in eval mode, and an average in training mode: BatchNorm of G would never train, or the average drift."""
+    m, seen = module(any_script), []
+    train_step = m.train_step
+
+    def spy(G, D, *rest):
+        seen.append([net.training for net in (*G.modules(), *D.modules())])
+        return train_step(G, D, *rest)
+
+    monkeypatch.setattr(m, "train_step", spy)
+    state = run(any_script, images, tmp_path / "a", "--steps", "3", *OFTEN)
+    resumed = run(any_script, images, tmp_path / "a", "--steps", "4", "--resume")
+    assert len(seen) == 4 and all(all(modes) for modes in seen)
+    for nets in (state, resumed):
+        for name in ("G", "D"):
+            assert all(net.training for net in nets[name].modules()), name
+        assert not any(net.training for net in nets["G_ema"].modules())
+        assert not any(p.requires_grad for p in nets["G_ema"].parameters())
+        assert all(p.requires_grad for p in nets["G"].parameters())
+
+
+def test_batchnorm_counts_every_pass_in_training(any_script, images, tmp_path, monkeypatch):
+    """Catches statistics that stand still, and those of grids or logs that are mixed in: one count for each forward pass."""
+    m, passes = module(any_script), {"G": 0, "D": 0}
+    train_step = m.train_step
+
+    def spy(G, D, *rest):
+        def count(name):
+            return lambda *_: passes.update({name: passes[name] + 1})
+
+        hooks = [net.register_forward_hook(count(name)) for name, net in (("G", G), ("D", D))]
+        metrics = train_step(G, D, *rest)
+        for hook in hooks:
+            hook.remove()
+        return metrics
+
+    monkeypatch.setattr(m, "train_step", spy)
+    state = run(any_script, images, tmp_path / "a", "--steps", "3", *OFTEN)
+    for name in ("G", "D"):
+        for layer in state[name].modules():
+            if isinstance(layer, nn.BatchNorm2d) and layer not in decoders(state[name]):
+                assert layer.num_batches_tracked == passes[name] > 0
+                assert layer.running_mean.abs().sum() > 0
+    for average, b in zip(state["G_ema"].buffers(), state["G"].buffers(), strict=True):
+        assert torch.equal(average, b)
+
+
+def decoders(D) -> list:
+    """lightweight_gan.py's decoders see the reals only, outside D's own forward pass."""
+    parts = [D.whole, D.quarter] if hasattr(D, "whole") else []
+    return [layer for part in parts for layer in part.modules()]
+
+
+# --- resuming with other flags ---
+
+
+def steady(script: str) -> list[str]:
+    """Flags that keep the rates where they were set."""
+    return ["--anneal", "1000000000"] if script == "r3gan" else []
+
+
+def test_rates_and_betas_of_this_start_win(any_script, images, tmp_path):
+    """Catches --resume --lr-g X that is ignored because the optimiser's state brings the old rate back."""
+    flags = ["--lr-g", "1e-5", "--lr-d", "3e-5"]
+    flags += ["--beta1", "0.3", "--beta2", "0.6"] * (any_script != "wgan")
+    critic = {"wgan": 5, "wgan_gp": 5, "sngan": 5}.get(any_script, 1)
+    run(any_script, images, tmp_path / "a", "--steps", "2", *steady(any_script))
+    state = run(any_script, images, tmp_path / "a", "--steps", "3", "--resume", *flags)
+    for name, lr, steps in (("opt_G", 1e-5, 3), ("opt_D", 3e-5, 3 * critic)):
+        (group,) = state[name].param_groups
+        assert group["lr"] == pytest.approx(lr)
+        assert group.get("betas", (0.3, 0.6)) == pytest.approx((0.3, 0.6), abs=1e-6)
+        moments = state[name].state_dict()["state"]
+        assert len(moments) > 2 and all(moment["step"] == steps for moment in moments.values())  # they go on
+    args = json.loads((tmp_path / "a/args.json").read_text())
+    assert args["lr_g"] == 1e-5 and args["lr_d"] == 3e-5  # and the next resume goes on with them
+    again = module(any_script).main(["--resume", "--out", str(tmp_path / "a"), "--steps", "4", "--device", "cpu"])
+    assert again["opt_G"].param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_kernels_are_those_of_this_device(any_script, images, tmp_path):
+    """Catches a GPU's fused optimiser that a checkpoint brings to a CPU."""
+    out = tmp_path / "a"
+    fresh = run(any_script, images, out, "--steps", "1", *steady(any_script))
+    saved = torch.load(out / "last.pt", weights_only=True)
+    for name in ("opt_G", "opt_D"):
+        (group,) = saved["state"][name]["param_groups"]
+        group |= {"fused": True, "foreach": True, "capturable": True, "lr": 0.5, "weight_decay": 0.7}
+    torch.save(saved, out / "last.pt")
+    state = run(any_script, images, out, "--steps", "2", "--resume")
+    for name in ("opt_G", "opt_D"):
+        assert state[name].param_groups[0].keys() == fresh[name].param_groups[0].keys()
+        for key, value in fresh[name].param_groups[0].items():
+            if key not in ("params", "betas"):  # r3gan.py's second beta moves by a hair
+                assert state[name].param_groups[0][key] == pytest.approx(value), key
+
+
+def test_a_resumed_run_drops_what_came_after(any_script, images, tmp_path):
+    """Catches rows twice, and frames and checkpoints of a future that was given up; in all scripts."""
+    out = tmp_path / "a"
+    whole = run(any_script, images, out, "--steps", "4", "--keep", "9", "--log-every", "1", "--save-every", "2")
+    middle = str(out / "checkpoints/000002.pt")
+    again = run(any_script, images, out, "--steps", "4", "--resume", "--checkpoint", middle)
+    assert same({n: x.state_dict() for n, x in whole.items()}, {n: x.state_dict() for n, x in again.items()})
+    run(any_script, images, out, "--steps", "3", "--resume", "--checkpoint", middle)
+    rows = [row.split(",")[0] for row in (out / "log.csv").read_text().splitlines()]
+    assert rows == ["step", "1", "2", "3"]
+    for folder in ("checkpoints", "samples"):
+        assert sorted(file.stem for file in (out / folder).iterdir()) == ["000000", "000002", "000003"]
+
+
+def test_a_fork_leaves_the_first_run_alone(any_script, images, tmp_path):
+    """Catches --resume --checkpoint A/last.pt --out B that writes to A, or that B's folder must hold a run already."""
+    run(any_script, images, tmp_path / "a", "--steps", "2")
+    before = {file: file.read_bytes() for file in (tmp_path / "a").rglob("*") if file.is_file()}
+    flags = ["--resume", "--checkpoint", str(tmp_path / "a/last.pt"), "--out", str(tmp_path / "b"), "--steps", "3"]
+    module(any_script).main([*flags, "--device", "cpu"])
+    assert {file: file.read_bytes() for file in (tmp_path / "a").rglob("*") if file.is_file()} == before
+    assert torch.load(tmp_path / "b/last.pt", weights_only=True)["step"] == 3
+    with pytest.raises(SystemExit):  # the second fork into one folder would overwrite the first
+        module(any_script).main(flags)
+
+
+# --- what comes from a checkpoint ---
+
+OWN = {
+    "out",
+    "cache",
+    "device",
+    "resume",
+    "checkpoint",
+    "sample",
+    "sample_mode",
+}  # of each start, given again or by default
+OWN |= {"sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
+DERIVED = {"script", "preset", "autocast"}  # of no flag
+
+
+def other(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [other(item) for item in value] or ["x"]
+    if isinstance(value, dict):
+        return {**value, "other": ["a", "b"]}
+    if value is None:
+        return "other"
+    return value + (2 if isinstance(value, int) else 0.25 if isinstance(value, float) else "other")
+
+
+def test_each_flag_comes_from_where_it_should(any_script, tmp_path):
+    """Catches a flag of the training that a resumed run forgets, and one of the start that the checkpoint brings back: a card's --device, an old --out."""
+    m, out = module(any_script), tmp_path / "run"
+    out.mkdir()
+    plain = vars(m.parse_args(["--path", "data", "--out", str(out)]))
+    stored = {name: other(value) for name, value in plain.items() if name not in DERIVED}
+    stored |= {"steps": 100, "size": 4 * plain["size"], "load_size": 0, "constant": 1000, "decay": 1000}
+    stored = {name: value for name, value in stored.items() if name in plain}
+    torch.save({"script": any_script, "step": 5, "args": stored | {"script": any_script}, "state": {}}, out / "last.pt")
+    flags = {"--resume": "resume", "--sample 3": "sample"}
+    for flag in flags:
+        found = vars(m.parse_args(["--out", str(out), *flag.split()]))
+        for name, value in plain.items():
+            if name in OWN - {"resume", "checkpoint", "sample"}:
+                assert found[name] == (str(out) if name == "out" else value), name
+            elif name not in DERIVED | OWN:
+                assert found[name] == stored[name], name
+    # by hand, every flag wins that does not change the networks
+    found = m.parse_args(
+        ["--out", str(out), "--resume", "--steps", "77", "--lr-g", "0.125", "--path", "moved", "--keep", "5"]
+    )
+    assert (found.steps, found.lr_g, found.path, found.keep) == (77, 0.125, "moved", 5)
+    found = m.parse_args(["--out", str(out), "--resume", "--cache", "there", "--device", "cpu"])
+    assert (found.cache, found.device) == ("there", "cpu")
+    assert set(m.ARCHITECTURE) <= stored.keys() - OWN
+
+
+def test_a_checkpoint_of_a_card_is_resumed_on_a_cpu(any_script, images, tmp_path):
+    """Catches --device cuda:0 that comes back from a checkpoint."""
+    out = tmp_path / "a"
+    run(any_script, images, out, "--steps", "1")
+    saved = torch.load(out / "last.pt", weights_only=True)
+    saved["args"] |= {"device": "cuda:0", "autocast": True}
+    torch.save(saved, out / "last.pt")
+    state = module(any_script).main(["--resume", "--out", str(out), "--steps", "2"])
+    assert next(state["G"].parameters()).device.type in ("cpu", "cuda", "mps")
+    assert torch.load(out / "last.pt", weights_only=True)["args"]["device"] != "cuda:0" or torch.cuda.is_available()
+
+
+def test_what_the_optimiser_of_a_preset_is_told(any_script, tmp_path):
+    """Catches a preset that --resume adds to a run on a folder, or that a given flag does not beat."""
+    m = module(any_script)
+    for name, value in m.PRESET.items():
+        if isinstance(value, (int, float)) and name not in ("size", "constant", "decay", "save_every", "log_every"):
+            flag = f"--{name.replace('_', '-')}"
+            given = m.parse_args(["--out", str(tmp_path / "x"), flag, str(value * 2)]) if name != "steps" else None
+            assert given is None or (getattr(given, name) == value * 2 and given.preset)
+    plain = m.parse_args(["--path", "data", "--out", str(tmp_path / "x")])
+    assert not plain.preset and any(getattr(plain, name) != value for name, value in m.PRESET.items())
+
+
+# --- checkpoints ---
+
+
+def test_keep(any_script, images, tmp_path):
+    """Catches the oldest that are kept in place of the newest, one too many or too few, and --keep 0 that keeps all."""
+    for keep, expected in ((0, []), (1, [4]), (2, [3, 4]), (9, [0, 1, 2, 3, 4])):
+        out = tmp_path / str(keep)
+        run(any_script, images, out, "--steps", "4", "--save-every", "1", "--keep", str(keep))
+        assert sorted(int(file.stem) for file in out.glob("checkpoints/*.pt")) == expected
+        assert torch.load(out / "last.pt", weights_only=True)["step"] == 4
+        if expected:
+            assert (out / f"checkpoints/{4:06d}.pt").read_bytes() == (out / "last.pt").read_bytes()
+
+
+def test_each_numbered_checkpoint_is_of_its_step(any_script, images, tmp_path):
+    """Catches a checkpoint of another step than its name, and one that later steps go on changing."""
+    m, weights = module(any_script), {}
+    update_ema = m.update_ema
+    steps = iter(range(1, 99))
+
+    def spy(G_ema, G, decay):
+        update_ema(G_ema, G, decay)
+        weights[next(steps)] = (
+            {k: v.clone() for k, v in G.state_dict().items()},
+            {k: v.clone() for k, v in G_ema.state_dict().items()},
+        )
+
+    m.update_ema = spy
+    try:
+        run(any_script, images, tmp_path / "a", "--steps", "4", "--save-every", "2", "--keep", "9", "--lr-g", "0.01")
+    finally:
+        m.update_ema = update_ema
+    for step in (2, 4):
+        saved = torch.load(tmp_path / f"a/checkpoints/{step:06d}.pt", weights_only=True)
+        assert saved["step"] == step and saved["script"] == any_script
+        assert same(dict(saved["state"]["G"]), weights[step][0]) and same(
+            dict(saved["state"]["G_ema"]), weights[step][1]
+        )
+    assert not same(weights[2][0], weights[4][0])
+
+
+# --- more than one machine, seen from one process ---
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Set what torchrun tells a process: the third of four on the second of two machines, say."""
+
+    def place(rank: int, local_rank: int, world: int, local_world: int):
+        values = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local_world}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    return place
+
+
+def test_gradients_are_divided_by_all_processes(any_script, machine, monkeypatch):
+    """Catches LOCAL_WORLD_SIZE in the place of the number of all processes, which a test on one machine cannot see."""
+    machine(rank=2, local_rank=0, world=6, local_world=2)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 6)
+    monkeypatch.setattr(dist, "get_rank", lambda: 2)
+    sums = []
+    monkeypatch.setattr(
+        dist, "all_reduce", lambda flat, *_, **__: (sums.append(flat.clone()), flat.mul_(6).add_(12))[1]
+    )
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimiser = torch.optim.SGD([w], 1.0)
+    module(any_script).step(optimiser, (w * torch.tensor([3.0, 5.0])).sum())
+    assert sums[0].tolist() == [3, 5]
+    assert w.grad.tolist() == [3 + 2, 5 + 2] and w.tolist() == [1 - 5, 2 - 7]  # (6 g + 12) / 6
+
+
+SETUPS = {  # RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE -> the device on a machine with CUDA
+    (0, 0, 1, 1): "cuda:0",
+    (1, 1, 4, 2): "cuda:1",
+    (2, 0, 4, 2): "cuda:0",
+    (3, 1, 4, 2): "cuda:1",
+}
+
+
+@pytest.mark.parametrize("place", SETUPS)
+def test_setup_on_many_machines_with_cuda(any_script, machine, monkeypatch, place):
+    """Catches RANK in the place of LOCAL_RANK (a card that is not there), gloo for NCCL, and ranks that are those of one machine."""
+    machine(*place)
+    calls = {"device": [], "join": []}
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls["device"].append(str(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **_: empty(*size))
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **_: calls["join"].append(backend))
+    for flag in ("auto", "cuda"):
+        args = settings_of(any_script, "--device", flag, "--batch", "8")
+        assert module(any_script).setup(args) == (place[0], place[2])
+        assert args.device == SETUPS[place] and args.autocast is True
+    assert calls["device"] == [SETUPS[place]] * 2
+    assert calls["join"] == [("nccl",)] * 2 * (place[2] > 1)
+    args = settings_of(any_script, "--device", "cuda:1", "--no-bf16", "--batch", "8")
+    module(any_script).setup(args)
+    assert args.device == "cuda:1" and args.autocast is False  # by hand it stays
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    args = settings_of(any_script, "--device", "cuda", "--batch", "8")
+    module(any_script).setup(args)
+    assert args.autocast is False
+
+
+def settings_of(script: str, *flags) -> argparse.Namespace:
+    return module(script).parse_args([*tiny(script), "--path", "unused", "--out", "nowhere", *flags])
+
+
+def test_setup_on_cpus(any_script, machine, monkeypatch, capsys):
+    """Catches NCCL without a card, bfloat16 on a CPU, and a batch that does not divide although it is larger than the number of processes."""
+    joined = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **_: joined.append(backend))
+    machine(2, 0, 4, 2)
+    args = settings_of(any_script, "--device", "auto", "--batch", "8")
+    assert module(any_script).setup(args) == (2, 4)
+    assert args.device == "cpu" and args.autocast is False and joined == [("gloo",)]
+    for batch, world in ((8, 3), (8, 16), (6, 4)):
+        machine(0, 0, world, 1)
+        with refused(capsys, 2, f"--batch {batch}", f"{world} processes"):
+            module(any_script).setup(settings_of(any_script, "--batch", str(batch)))
+    machine(0, 0, 1, 1)
+    for device in ("cuda", "cuda:7", "gpu"):
+        with refused(capsys, 2, "--device", device.split(":")[0]):
+            module(any_script).setup(settings_of(any_script, "--device", device, "--batch", "8"))
+    assert len(joined) == 1  # what is refused does not join
+
+
+def test_mps_is_for_one_process(any_script, machine, monkeypatch):
+    """Catches gloo asked for tensors on a Mac's GPU, which it does not reach."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **_: empty(*size))
+    for world, device in ((1, "mps"), (2, "cpu")):
+        machine(0, 0, world, world)
+        args = settings_of(any_script, "--device", "auto", "--batch", "8")
+        module(any_script).setup(args)
+        assert args.device == device and args.autocast is False
+
+
+def data_args(path, cache, **flags) -> argparse.Namespace:
+    defaults = {"out": "nowhere", "size": 16, "channels": 3, "batch": 1, "seed": 0, "flip": False, "device": "cpu"}
+    return argparse.Namespace(path=str(path), cache=str(cache), **(defaults | flags))
+
+
+def test_each_machine_decodes_for_itself(folder, tmp_path, machine, monkeypatch):
+    """Catches a second machine that waits for ever for the cache of the first: RANK in the place of LOCAL_RANK."""
+    monkeypatch.setattr(common.time, "sleep", lambda _: pytest.fail("waits for another machine"))
+    machine(rank=2, local_rank=0, world=4, local_world=2)
+    assert len(common.load_images(data_args(folder, tmp_path))[0]) == 24
+
+
+def test_other_processes_of_a_machine_wait_for_its_first(folder, tmp_path, machine, monkeypatch):
+    """Catches every process of a machine decoding the same images, in one file at once."""
+    waits = []
+
+    def sleep(_):
+        waits.append(1)
+        if len(waits) == 3:
+            machine(rank=2, local_rank=0, world=4, local_world=2)
+            common.load_images(data_args(folder, tmp_path))
+            machine(rank=3, local_rank=1, world=4, local_world=2)
+
+    monkeypatch.setattr(common.time, "sleep", sleep)
+    machine(rank=3, local_rank=1, world=4, local_world=2)
+    assert len(common.load_images(data_args(folder, tmp_path))[0]) == 24 and len(waits) == 3
+
+
+def test_only_the_first_process_of_all_speaks_and_writes(any_script, images, tmp_path, machine, monkeypatch, capsys):
+    """Catches a second machine whose first process writes samples, or repeats what was left out."""
+    m, out = module(any_script), tmp_path / "a"
+    run(any_script, images, out, "--steps", "1")
+    capsys.readouterr()
+    before = sorted(out.rglob("*"))
+    monkeypatch.setattr(m, "setup", lambda args: vars(args).update(device="cpu", autocast=False) or (2, 4))
+    machine(rank=2, local_rank=0, world=4, local_world=2)
+    m.main(["--out", str(out), "--sample", "2", "--device", "cpu"])
+    assert sorted(out.rglob("*")) == before and capsys.readouterr().err == ""
+
+
+def test_noise_and_data_are_those_of_the_rank(any_script, images, tmp_path, machine, monkeypatch):
+    """Catches seeds or shards by LOCAL_RANK: two machines would train on the same images and noise."""
+    m, seen = module(any_script), {}
+    train_step = m.train_step
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for rank in (0, 2):
+        machine(rank=rank, local_rank=0, world=4, local_world=2)
+
+        def spy(G, D, opt_G, opt_D, data, *rest, rank=rank):
+            seen[rank] = (torch.initial_seed(), batch_of(data))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(m, "train_step", spy)
+        monkeypatch.setattr(
+            m, "setup", lambda args, rank=rank: vars(args).update(device="cpu", autocast=False) or (rank, 4)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            m.main(
+                [
+                    *tiny(any_script),
+                    "--batch",
+                    "4",
+                    "--path",
+                    str(images),
+                    "--out",
+                    str(tmp_path / str(rank)),
+                    "--steps",
+                    "1",
+                ]
+            )
+    monkeypatch.setattr(m, "train_step", train_step)
+    assert seen[0][0] != seen[2][0] and not torch.equal(seen[0][1], seen[2][1])
+    assert (tmp_path / "0/last.pt").exists() and not (tmp_path / "2").exists()
+
+
+def batch_of(data) -> torch.Tensor:
+    """The images of the next batch, of both sides in cyclegan.py."""
+    if isinstance(data, tuple):
+        return torch.cat([next(side) for side in data])
+    batch = next(data)
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
