@@ -48,6 +48,29 @@ def test_a_row_holds_the_metrics_of_its_step(any_script, images, tmp_path, monke
         assert logged == {int(row["step"]): pytest.approx(float(row[name]), rel=1e-6) for row in rows}, name
 
 
+def test_log_and_grid_see_the_same_average(any_script, images, tmp_path, monkeypatch):
+    """Catches a row whose diversity is that of the average before the step; and a grid of the generator in place of the average."""
+    drawn, start = [], common.Run.__init__
+
+    def spy(self, args, data, begin, sample, *rest, **more):
+        def recorded():
+            drawn.append((self.step, sample().clone()))
+            return drawn[-1][1]
+
+        start(self, args, data, begin, recorded, *rest, **more)
+
+    monkeypatch.setattr(common.Run, "__init__", spy)
+    state = run(
+        any_script, images, tmp_path / "a", "--steps", "2", "--log-every", "1", "--save-every", "1", "--lr-g", "0.02"
+    )
+    by_step = {step: [x for k, x in drawn if k == step] for step in (0, 1, 2)}
+    for step in (1, 2):
+        assert len(by_step[step]) == (1 if any_script == "cyclegan" else 2)  # it logs no diversity
+        assert all(torch.equal(x, by_step[step][0]) for x in by_step[step])
+    assert not torch.equal(by_step[1][0], by_step[2][0]) and not torch.equal(by_step[0][0], by_step[1][0])
+    assert state["G_ema"] is not state["G"]
+
+
 # --- one run, made by hand ---
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import module, run, same, tiny
+from conftest import PLAIN, SCRIPTS, module, run, same, tiny
 from test_training import refused
 from torch import nn
 
@@ -37,6 +37,9 @@ def test_modes_of_the_networks(any_script, images, tmp_path, monkeypatch):
         assert not any(net.training for net in nets["G_ema"].modules())
         assert not any(p.requires_grad for p in nets["G_ema"].parameters())
         assert all(p.requires_grad for p in nets["G"].parameters())
+        for name in ("G", "D"):  # the layout that convolutions are fastest in
+            weights = [p for p in nets[name].parameters() if p.dim() == 4]
+            assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 def test_batchnorm_counts_every_pass_in_training(any_script, images, tmp_path, monkeypatch):
@@ -218,6 +221,30 @@ def test_what_the_optimiser_of_a_preset_is_told(any_script, tmp_path):
             assert given is None or (getattr(given, name) == value * 2 and given.preset)
     plain = m.parse_args(["--path", "data", "--out", str(tmp_path / "x")])
     assert not plain.preset and any(getattr(plain, name) != value for name, value in m.PRESET.items())
+
+
+NETWORKS = {
+    "size": "48",
+    "channels": "1",
+    "z-dim": "9",
+    "width": "5",
+}  # flags that change the networks, and other values
+OF_NETWORKS = dict.fromkeys(SCRIPTS, NETWORKS) | {name: NETWORKS | {"act": "lrelu"} for name in PLAIN}
+OF_NETWORKS["infogan"] = OF_NETWORKS["infogan"] | {"categories": "9", "codes": "3"}
+OF_NETWORKS["r3gan"] = NETWORKS | {"blocks": "3"}
+OF_NETWORKS["cyclegan"] = {"channels": "1", "width": "5", "blocks": "2"}
+
+
+def test_flags_that_change_the_networks_are_refused(any_script, images, tmp_path, capsys):
+    """Catches a traceback from load_state_dict, or weights that fit by chance: --act, and in cyclegan.py --blocks of another kind."""
+    out = tmp_path / "run"
+    run(any_script, images, out, "--steps", "1")
+    for flag, value in OF_NETWORKS[any_script].items():
+        for start in (["--resume", "--steps", "2"], ["--sample", "1"]):
+            with refused(capsys, 2, f"--{flag} ", "last.pt has", "leave it out"):
+                module(any_script).main(["--out", str(out), "--device", "cpu", *start, f"--{flag}", value])
+    same_again = ["--width", "4", "--channels", "3"]  # given again as it was: no contradiction
+    module(any_script).main(["--out", str(out), "--device", "cpu", "--resume", "--steps", "2", *same_again])
 
 
 # --- checkpoints ---

@@ -5,10 +5,11 @@ import io
 import multiprocessing
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import test_ranks
-from conftest import ROOT, SCRIPTS
+from conftest import ALL, ROOT
 
 BOTH = ["dcgan", "wgan_gp"]  # plumbing is the same text everywhere: its mutants are tried in two scripts
 D, L, C, W, S = ["dcgan"], ["lsgan"], ["wgan"], ["wgan_gp"], ["sngan"]
@@ -214,13 +215,138 @@ MUTANTS = [
     (BOTH, 'start = saved["step"]', 'start = saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
 ]  # fmt: skip
 
+# What surrounds the method. scripts or files, text, replacement, test; for common, compare and faces the script that the test runs.
+SURROUNDING = [
+    # modes
+    (D + S + T + F + Y, "copy.deepcopy(G).eval()", "copy.deepcopy(G.eval())", "test_main.py::test_modes_of_the_networks"),
+    (C, "copy.deepcopy(G).eval()", "copy.deepcopy(G)", "test_main.py::test_modes_of_the_networks"),
+    (A, "copy.deepcopy(G).eval().requires_grad_(False)", "copy.deepcopy(G).eval()", "test_main.py::test_modes_of_the_networks"),
+    (Q, "lambda: G_ema(fixed_z, fixed_c)", "lambda: G_ema.train()(fixed_z, fixed_c)", "test_main.py::test_modes_of_the_networks"),
+    (D, "else torch.channels_last", "else torch.contiguous_format", "test_main.py::test_modes_of_the_networks"),
+    # resuming with other flags
+    (D + S + L + T + Y, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_rates_and_betas_of_this_start_win"),
+    (R + W, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_kernels_are_those_of_this_device"),
+    (Q, '"act", "categories", "codes")', '"act", "categories")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
+    (R, '"width", "blocks")', '"width")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
+    (Y, '("channels", "width", "blocks")', '("channels", "width")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
+    (A, "or (args.resume and groups != args.groups)", "", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
+    (T, "if args.resume and text != (args.words, args.text_dim):", "if False:", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
+    # samples and the labels beside them
+    (D + C + S + F + R, "lambda: G_ema(noise(args.batch, args))", "lambda: G_ema(torch.randn(args.batch, args.z_dim))", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (A + T, "lambda: G_ema(noise(args.batch, args), next(parts))", "lambda: G_ema(torch.randn(args.batch, args.z_dim), next(parts))", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (L + A, 'G_ema.train(args.sample_mode == "batch")', "pass", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (W, 'G_ema.train(args.sample_mode == "batch")', 'G_ema.train(args.sample_mode == "eval")', "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (D, '["state"]["G_ema"])', '["state"]["G"])', "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (S, "read_checkpoint(args.checkpoint, args.script)[\"state\"][\"G_ema\"]", "read_checkpoint(f\"{args.out}/last.pt\", args.script)[\"state\"][\"G_ema\"]", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (Q, "describe(row, args) for row in c.tolist()", "describe(row, args) for row in c.roll(1, 0).tolist()", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (Q, "enumerate(c[args.categories :], 1)", "enumerate(c[args.categories - 1 :], 1)", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (A, "decode(row, args.groups) for row in y.tolist()", "decode(row, args.groups) for row in y.roll(1, 0).tolist()", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (A, "y[torch.arange(count) % len(y)]", "y.flip(0)[torch.arange(count) % len(y)]", "test_sampling.py::test_sample_labels_in_turn"),
+    (A, "torch.rand(count, len(sizes), generator=own) * sizes).long()", "torch.rand(count, len(sizes), generator=own) * sizes).long().sort(0).values", "test_sampling.py::test_the_first_samples_are_of_all_kinds"),
+    (T, 'encode([r["caption"] for r in rows], args) if rows', 'encode(sorted(r["caption"] for r in rows), args) if rows', "test_sampling.py::test_each_prompt_s_files_show_it"),
+    (T, "sorted({*captions}, key=lambda c: zlib.crc32(c.encode()))", "sorted({*captions})", "test_sampling.py::test_the_first_samples_are_of_all_kinds"),
+    (T, "sorted({*captions}, key=lambda c: zlib.crc32(c.encode()))", "sorted(captions, key=lambda c: zlib.crc32(c.encode()))", "test_sampling.py::test_captions_of_the_training_come_in_turn"),
+    (T, "asked += [line.partition", "asked = [line.partition", "test_sampling.py::test_prompts_of_both_kinds"),
+    # ends of networks
+    (R, "nn.Conv2d(c, args.channels, 1, bias=False))", "nn.Conv2d(c, args.channels, 1, bias=False), nn.Tanh())", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
+    (R, "nn.Conv2d(c, args.channels, 1, bias=False))", "nn.Conv2d(c, args.channels, 1, bias=False), nn.Hardtanh())", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
+    # more than one machine
+    (D + Y, "grad.view_as(p) / dist.get_world_size()", 'grad.view_as(p) / int(os.environ["LOCAL_WORLD_SIZE"])', "test_main.py::test_gradients_are_divided_by_all_processes"),
+    (D + R, "if args.batch % world:", "if args.batch < world:", "test_main.py::test_setup_on_cpus"),
+    (D, "f\"cuda:{os.environ.get('LOCAL_RANK', 0)}\"", "f\"cuda:{os.environ.get('RANK', 0)}\"", "test_main.py::test_setup_on_many_machines_with_cuda"),
+    (W, 'int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))', 'int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))', "test_main.py::test_setup_on_many_machines_with_cuda"),
+    (S, 'int(os.environ.get("WORLD_SIZE", 1))', 'int(os.environ.get("LOCAL_WORLD_SIZE", 1))', "test_main.py::test_setup_on_many_machines_with_cuda"),
+    (D, '"nccl" if "cuda" in args.device else "gloo"', '"gloo"', "test_main.py::test_setup_on_many_machines_with_cuda"),
+    (D, " and torch.cuda.is_bf16_supported(including_emulation=False)", "", "test_main.py::test_setup_on_many_machines_with_cuda"),
+    (D, " and world == 1", "", "test_main.py::test_mps_is_for_one_process"),
+    # what is logged
+    (D + S, '"loss_D": loss_D.detach(), "loss_G": loss_G.detach()', '"loss_D": loss_G.detach(), "loss_G": loss_D.detach()', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (A, '"class_real": class_real, "class_fake": class_fake', '"class_real": class_fake, "class_fake": class_real', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, '"category": category, "numbers": numbers', '"category": category, "numbers": information', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, '"r1": r1, "r2": r2', '"r1": r2, "r2": r1', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (R, "step(opt_D, loss_D + gamma / 2 * (r1 + r2))", "loss_D = loss_D + gamma / 2 * (r1 + r2)\n    step(opt_D, loss_D)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (F, '"reconstruction": reconstruction', '"reconstruction": 2 * reconstruction', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Y, '"cycle": cycle}', '"cycle": args.cycle * cycle}', "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    (D, "            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon\n            run.log(metrics)\n", "            run.log(metrics)\n            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))\n", "test_logs.py::test_log_and_grid_see_the_same_average"),
+]  # fmt: skip
+
+M, P = "common", "compare"
+# file, text, replacement, test, and the script that the test runs
+OF_FILES = [
+    # processes and flags
+    (M, 'while int(os.environ.get("LOCAL_RANK", 0))', 'while int(os.environ.get("RANK", 0))', "test_main.py::test_each_machine_decodes_for_itself"),
+    (M, 'while int(os.environ.get("LOCAL_RANK", 0)) and not index.exists()', "while False", "test_main.py::test_other_processes_of_a_machine_wait_for_its_first"),
+    (M, '    if int(os.environ.get("RANK", 0)):\n        return\n    folder = Path(args.out)', '    if int(os.environ.get("LOCAL_RANK", 0)):\n        return\n    folder = Path(args.out)', "test_main.py::test_only_the_first_process_of_all_speaks_and_writes"),
+    *((M, f'"{name}", ', "", "test_main.py::test_each_flag_comes_from_where_it_should") for name in ("out", "cache", "resume")),
+    (M, '"cache", "device", "resume"', '"cache", "resume"', "test_main.py::test_a_checkpoint_of_a_card_is_resumed_on_a_cpu"),
+    (M, '"checkpoint", "sample", "sample_mode"}', '"checkpoint", "sample", "sample_mode", "flip"}', "test_main.py::test_each_flag_comes_from_where_it_should"),
+    (M, 'if args.resume and checkpoint["step"] >= args.steps:', 'if args.resume and checkpoint["step"] > args.steps:', "test_cli.py::test_what_a_run_refuses_at_its_start"),
+    (M, '(out / "last.pt").exists() or (out / "log.csv").exists()', '(out / "last.pt").exists()', "test_cli.py::test_what_a_run_refuses_at_its_start"),
+    (M, "if not low <= value <= high:", "if not low <= value:", "test_cli.py::test_bounds_of_every_flag"),
+    (M, "if not low <= value <= high:", "if not low < value <= high:", "test_cli.py::test_bounds_of_every_flag"),
+    # the cache
+    (M, "(s.st_size, s.st_mtime_ns)", "s.st_size", "test_common.py::test_the_cache_s_key_part_by_part"),
+    (M, "(s.st_size, s.st_mtime_ns)", "s.st_mtime_ns", "test_common.py::test_the_cache_s_key_part_by_part"),
+    (M, "repr([(name, s and", "repr([(s and", "test_common.py::test_the_cache_s_key_part_by_part"),
+    (M, 'f"{slot}-{args.size}-{args.channels}-v1-{key}"', 'f"{slot}-{args.size}-v1-{key}"', "test_common.py::test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own"),
+    (M, 'f"{slot}-{args.size}-{args.channels}-v1-{key}"', 'f"{args.size}-{args.channels}-v1-{key}"', "test_common.py::test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own"),
+    (M, "os.path.realpath(args.path), Path(args.path)", "args.path, Path(args.path)", "test_common.py::test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own"),
+    (M, "f\"{FACES} {Path(faces.__file__).read_text(encoding='utf-8')}\"", 'f"{FACES}"', "test_common.py::test_the_built_in_cache_follows_the_painter"),
+    (M, "                        bad[name] = image\n                    else:\n                        good.append(name)\n", "                        bad[name] = image\n                        good.append(name)\n                    else:\n                        good.append(name)\n", "test_common.py::test_unreadable_files_do_not_shift_the_others"),
+    (M, "    return sorted(names)\n", "    return names[::-1]\n", "test_common.py::test_order_of_the_images_is_that_of_their_names"),
+    # decoding
+    (M, "2 * size)", "size)", "test_decoding.py::test_large_jpegs_are_as_sharp_as_if_they_were_decoded_whole"),
+    (M, "if image.has_transparency_data:", 'if image.mode in ("RGBA", "LA", "P"):', "test_decoding.py::test_every_pixel_of_every_mode"),
+    (M, 'image.size, "white"', 'image.size, "black"', "test_decoding.py::test_every_pixel_of_every_mode"),
+    (M, ".astype(np.int64) >> 8)", ".astype(np.int64) >> 7)", "test_decoding.py::test_every_pixel_of_every_mode"),
+    (M, "image = ImageOps.exif_transpose(image)", "image = image.copy()", "test_decoding.py::test_orientations_and_crops"),
+    (M, "ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS), channels", "ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=(0.5, 0.4)), channels", "test_decoding.py::test_orientations_and_crops"),
+    (M, "(size, size), Image.Resampling.LANCZOS), channels", "(size, size), Image.Resampling.BICUBIC), channels", "test_decoding.py::test_resized_pixels"),
+    (M, "transpose(2, 0, 1)", "transpose(2, 1, 0)", "test_decoding.py::test_every_pixel_of_every_mode"),
+    # logs and pictures
+    (M, ".mean().item() / self.real_distance", ".mean().item()", "test_logs.py::test_diversity_is_the_ratio_of_mean_distances"),
+    (M, "(self.data.position - self.first) * self.args.batch", "(self.step - self.start) * self.args.batch", "test_logs.py::test_speed_and_epoch"),
+    (M, "(self.data.position - self.first) * self.args.batch", "self.data.position * self.args.batch", "test_logs.py::test_speed_and_epoch"),
+    (M, "self.data.position * self.args.batch / len(self.data.rows)", "self.data.position / len(self.data.rows)", "test_logs.py::test_speed_and_epoch"),
+    (M, "append_images\": frames[1:]", "append_images\": frames[:0:-1]", "test_logs.py::test_progress_gif_shows_the_grids_in_their_order"),
+    (M, "key=lambda f: int(f.stem))", "key=lambda f: f.stem)", "test_logs.py::test_progress_gif_shows_the_grids_in_their_order"),
+    (M, "len(files) & (len(files) - 1) == 0", "len(files) % 2 == 0", "test_logs.py::test_progress_gif_shows_the_grids_in_their_order"),
+    (M, "frame.thumbnail((600, 600))", "frame.thumbnail((60, 60))", "test_logs.py::test_large_grids_are_shrunk_in_the_gif"),
+    (M, "rows = self.data.rows[np.random", "rows = np.arange(len(self.data.images))[np.random", "test_logs.py::test_real_png_shows_what_is_trained_on"),
+    # files
+    (M, "            os.fsync(file.fileno())\n        os.replace", "        os.replace", "test_files.py::test_a_file_is_on_disk_before_it_takes_its_place"),
+    (M, "except (OSError, RuntimeError) as error:", "except OSError as error:", "test_files.py::test_a_write_that_fails_leaves_the_old_file"),
+    (M, '[self.out / f"checkpoints/{self.step:06d}.pt"] * bool(self.args.keep) + [self.out / "last.pt"]', '[self.out / "last.pt"] + [self.out / f"checkpoints/{self.step:06d}.pt"] * bool(self.args.keep)', "test_files.py::test_last_pt_is_written_last_but_for_the_gif"),
+    (M, '[: -self.args.keep or None]', "[: -self.args.keep]", "test_main.py::test_keep"),
+    (M, 'int(row.split(",")[0]) <= self.start', 'int(row.split(",")[0]) < self.start', "test_files.py::test_what_a_power_cut_tore_is_mended_at_the_next_start"),
+    (M, "grid = self.start - bool(self.start % self.args.save_every)", "grid = self.start", "test_files.py::test_what_a_power_cut_tore_is_mended_at_the_next_start"),
+    (M, "self.step % 10 == 0", "self.step % 10 == self.rank", "test_files.py::test_processes_agree_on_when_to_leave"),
+    (M, "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "test_files.py::test_processes_agree_on_when_to_leave"),
+    (M, "if self.stop and number == signal.SIGINT:", "if self.stop:", "test_files.py::test_a_second_ctrl_c_ends_at_once"),
+    (M, "weight.is_floating_point() and not weight.isfinite().all()", "weight.is_floating_point() and weight.isnan().any()", "test_files.py::test_a_weight_that_is_not_finite_is_never_saved"),
+    (M, "    for old in [*folder.glob(\"*.png\"), *folder.glob(\"labels.csv\")]:", "    for old in folder.glob(\"*.png\"):", "test_sampling.py::test_samples_without_labels_leave_no_table"),
+    (M, "labels[len(rows)] if labels", "labels[len(rows) - 1] if labels", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say", "acgan"),
+    # compare.py
+    (P, "order[: args.count], order[args.count : 2 * args.count]", "order[: args.count], order[args.count // 2 : args.count // 2 + args.count]", "test_compare.py::test_reference_held_out_and_samples_are_what_they_are_said_to_be"),
+    (P, "np.random.default_rng(1).permutation(len(images))", "np.random.default_rng(0).permutation(len(images))", "test_compare.py::test_reference_held_out_and_samples_are_what_they_are_said_to_be"),
+    (P, "np.arange(len(images)) if name in args.runs else shuffled", "shuffled", "test_compare.py::test_reference_held_out_and_samples_are_what_they_are_said_to_be"),
+    (P, "rows.get(file, {}).get(key) for file in files", "row.get(key) for row in list(rows.values())[: len(files)]", "test_compare.py::test_labels_belong_to_the_image_that_their_row_names"),
+    (P, '| {"nearest": row["nearest"] / floor}', "", "test_compare.py::test_nearest_is_divided_by_that_of_the_reals"),
+    (P, "fake: Tensor, k: int = 3)", "fake: Tensor, k: int = 5)", "test_compare.py::test_radii_are_those_of_the_third_nearest"),
+    (P, "(seen[name] == wanted[name]).mean()", '(seen[name] == wanted[name])[seen["readable"]].mean()', "test_compare.py::test_obedience_and_counts_by_a_reader_that_is_known"),
+    (P, "[grids[name][:16], beside], 1", "[beside, grids[name][:16]], 1", "test_compare.py::test_nearest_png_shows_each_sample_beside_its_nearest_real"),
+    (P, "len(images) < args.count or min(", "len(images) < args.count or max(", "test_compare.py::test_samples_are_reused_only_if_they_are_newer"),
+]  # fmt: skip
+
 RANK_MUTANTS = [
     (BOTH, '.copy_(grad.view_as(p) / dist.get_world_size())', ".copy_(grad.view_as(p))", "test_ranks.py::test_gradients_are_those_of_one_process"),
     (BOTH, "{i} {rank}", "{i}", "test_ranks.py::test_weights_are_equal_and_noise_differs"),
     (BOTH, "        dist.all_reduce(flat)\n", "", "test_ranks.py::test_weights_are_equal_and_noise_differs"),
 ]  # fmt: skip
 
-CASES = [(script, *mutant[1:]) for mutant in MUTANTS for script in mutant[0]]
+# file, text, replacement, test, the script whose parameters the test takes
+CASES = [(script, *mutant[1:], script) for mutant in MUTANTS + SURROUNDING for script in mutant[0]]
+CASES += [(*mutant[:4], mutant[4] if len(mutant) > 4 else "dcgan") for mutant in OF_FILES]
 
 
 class Only:
@@ -231,19 +357,20 @@ class Only:
 
     def pytest_collection_modifyitems(self, items):
         def wanted(item) -> bool:
-            values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-            scripts = {str(value).split(" ")[0] for value in values} & set(SCRIPTS)
+            values = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+            values += [part for value in values if isinstance(value, tuple) for part in value]
+            scripts = {str(value).split(" ")[0] for value in values} & set(ALL)
             return item.originalname == self.name and scripts <= {self.script}
 
         items[:] = [item for item in items if wanted(item)]
 
 
-def run_mutant(script: str, text: str, test: str, results):
-    """In a child: put the mutated script where imports find it, and run the one test."""
-    mutant = types.ModuleType(script)
-    mutant.__file__ = str(ROOT / f"{script}.py")
-    exec(compile(text, f"{script} (mutant)", "exec"), mutant.__dict__)
-    sys.modules[script] = mutant
+def run_mutant(file: str, text: str, test: str, script: str, results):
+    """In a child: put the mutated file where imports find it, and run the one test."""
+    mutant = types.ModuleType(file)
+    mutant.__file__ = str(ROOT / f"{file}.py")
+    exec(compile(text, f"{file} (mutant)", "exec"), mutant.__dict__)
+    sys.modules[file] = mutant
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         path, name = test.split("::")
@@ -252,44 +379,69 @@ def run_mutant(script: str, text: str, test: str, results):
     results.put((int(code), output.getvalue()[-1500:]))
 
 
-def outcome(script: str, text: str, test: str) -> tuple[int, str]:
+def outcome(file: str, text: str, test: str, script: str) -> tuple[int, str]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.utils.tensorboard", "common", "pytest"])
     results = context.Queue()
-    child = context.Process(target=run_mutant, args=(script, text, test, results))
+    child = context.Process(target=run_mutant, args=(file, text, test, script, results))
     child.start()
     try:
-        return results.get(timeout=120)
+        return results.get(timeout=240)
     finally:
         child.kill()
         child.join()
 
 
+def source(file: str) -> str:
+    return (ROOT / f"{file}.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def outcomes(request):
+    """What became of every selected case, as futures: two children at a time, in the order of the tests."""
+    cases = [
+        item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {case: pool.submit(outcome, case[0], text_of(case), case[3], case[4]) for case in cases}
+        pool.shutdown(cancel_futures=True)
+
+
+def text_of(case: tuple) -> str:
+    """The wrong version; without a replacement the file as it is."""
+    file, old, new = case[:3]
+    return source(file).replace(old, new) if new is not None else source(file)
+
+
 def test_the_table_is_large_and_up_to_date():
     """Catches mutants whose text is no longer in the script, and so would test nothing."""
-    assert len(MUTANTS) >= 20
-    for script, old, new, test in [*CASES, *((script, *m[1:]) for m in RANK_MUTANTS for script in m[0])]:
-        assert (ROOT / f"{script}.py").read_text().count(old) >= 1, (script, old)
+    assert len(MUTANTS) >= 20 and len(CASES) == len(set(CASES))
+    assert sum(len(mutant[0]) for mutant in SURROUNDING) + len(OF_FILES) >= 78
+    for file, old, new, test, *_ in [*CASES, *((script, *m[1:]) for m in RANK_MUTANTS for script in m[0])]:
+        assert source(file).count(old) >= 1, (file, old)
         path, name = test.split("::")
         assert f"def {name}(" in (ROOT / "tests" / path).read_text(), test
         assert old != new
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "old", "new", "test"), CASES)
-def test_mutant_is_killed(script, old, new, test):
-    text = (ROOT / f"{script}.py").read_text().replace(old, new)
-    code, output = outcome(script, text, test)
-    assert code == 1, f"survived, or the test did not run (exit {code}):\n{output}"
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[3].split('::')[1]}")
+def test_mutant_is_killed(case, outcomes):
+    code, output = outcomes[case].result()
+    assert code == 1, f"survived, or the test did not run (exit {code}):\n{case}\n{output}"
+
+
+UNCHANGED = sorted(
+    {(file if file == script else script, "", None, test, script) for file, _, _, test, script in CASES}, key=str
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("test", sorted({case[3] for case in CASES}))
-def test_the_unchanged_script_passes(test):
+@pytest.mark.parametrize("case", UNCHANGED, ids=lambda case: f"{case[0]}-{case[3].split('::')[1]}")
+def test_the_unchanged_script_passes(case, outcomes):
     """Catches a test that fails whatever the script is."""
-    for script in sorted({case[0] for case in CASES if case[3] == test}):
-        code, output = outcome(script, (ROOT / f"{script}.py").read_text(), test)
-        assert code == 0, (script, output)
+    code, output = outcomes[case].result()
+    assert code == 0, f"{case}\n{output}"
 
 
 @pytest.mark.slow

@@ -173,6 +173,17 @@ def test_each_prompt_s_files_show_it(labelled, tmp_path):
     assert {row["image"]: row["caption"] for row in rows} == expected
 
 
+def test_prompts_of_both_kinds(labelled, tmp_path):
+    """Catches --prompt that is forgotten where --prompts is given, too."""
+    (tmp_path / "list.txt").write_text("b,black hair\na,green eyes\n")
+    flags = ["--prompts", str(tmp_path / "list.txt"), "--prompt", "white hair blue eyes", "--sample", "2"]
+    rows = given("cgan_text2img", labelled["cgan_text2img"], *flags)
+    texts = {"1": "white hair blue eyes", "b": "black hair", "a": "green eyes"}
+    assert {row["image"]: row["caption"] for row in rows} == {
+        f"sample_{name}_{k}.png": t for name, t in texts.items() for k in (1, 2)
+    }
+
+
 def test_sample_labels_in_turn(labelled, tmp_path):
     """Catches attributes in another order than the file's, in images or in labels.csv, and a turn that does not begin anew."""
     asked = [("white", "green"), ("black", ""), ("red", "blue"), ("", "green")]
