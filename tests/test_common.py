@@ -173,14 +173,26 @@ def test_grey_images(tmp_path, folder):
 # --- the cache ---
 
 
+def count_decoding(monkeypatch) -> list:
+    """A list that grows with each image that is decoded from now on (an exception in a thread would be swallowed)."""
+    decoded, decode = [], common.decode
+    monkeypatch.setattr(common, "decode", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    return decoded
+
+
 def test_second_start_does_not_decode(tmp_path, folder, monkeypatch):
     """Catches decoding at every start, and a cache that mixes sizes or channels."""
     first, names = load(folder, tmp_path)
     first = np.array(first)
     load(folder, tmp_path, size=16)
-    monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    decoded = count_decoding(monkeypatch)
     again, names_again = load(folder, tmp_path)
-    assert (again == first).all() and names == names_again and load(folder, tmp_path, size=16)[0].shape[-1] == 16
+    assert (
+        not decoded
+        and (again == first).all()
+        and names == names_again
+        and load(folder, tmp_path, size=16)[0].shape[-1] == 16
+    )
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -240,12 +252,13 @@ def test_the_cache_s_key_part_by_part(tmp_path, change, monkeypatch):
     (tmp_path / "images").mkdir()
     for i in range(3):
         bitmap(tmp_path / f"images/{i}.bmp", RED)
+        os.utime(tmp_path / f"images/{i}.bmp", (1000, 1000))
     load(tmp_path / "images", tmp_path / "cache")
     act, expected = CHANGES[change]
     act(tmp_path / "images/1.bmp")
-    if change == "nothing":
-        monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    decoded = count_decoding(monkeypatch)
     images, names = load(tmp_path / "images", tmp_path / "cache")
+    assert bool(decoded) == (change != "nothing")
     assert {name: tuple(image[:, 5, 5].tolist()) for name, image in zip(names, images, strict=True)} == expected
     assert names == sorted(expected)
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -264,12 +277,13 @@ def test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own(tmp_path
             assert image.shape == (channels, size, size)
             if channels == 3:
                 assert tuple(image[:, 5, 5]) == (RED if name == "a" else BLUE)
-        monkeypatch.setattr(common, "decode", lambda *_, **__: pytest.fail("decoded again"))
+        decoded = count_decoding(monkeypatch)
     assert len(list((tmp_path / "cache").iterdir())) == 4
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     load(tmp_path / "link", tmp_path / "cache")  # the same folder under another name: not decoded again
     monkeypatch.chdir(tmp_path)
     load("a", tmp_path / "cache")
+    assert not decoded
 
 
 def test_the_built_in_cache_follows_the_painter(tmp_path, monkeypatch):

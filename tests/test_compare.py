@@ -634,6 +634,9 @@ def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path)
         command(tmp_path, folder, run_folder)
         times.append(file.stat().st_mtime_ns)
     assert times[0] == times[1] < times[2] < times[3]
+    os.utime(run_folder / "generated/00007.png", (1000, 1000))  # one of them is of an older checkpoint
+    command(tmp_path, folder, run_folder)
+    assert file.stat().st_mtime_ns > times[3] and (run_folder / "generated/00007.png").stat().st_mtime > 1000
 
 
 def test_built_in_faces_are_read(tmp_path, monkeypatch):

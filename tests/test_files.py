@@ -154,8 +154,11 @@ def test_a_disk_that_is_full_while_logging_is_said(tmp_path, capsys):
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     """Catches a step of minutes that cannot be left; a second SIGTERM waits, as schedulers send several."""
     with by_hand(tmp_path / "a", IMAGES, grid) as the_run:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            pytest.fail("the second SIGTERM did not wait")
         assert the_run.stop
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -176,7 +179,8 @@ def test_when_it_is_time_to_save(tmp_path):
     assert [step for step, _, leaving in due if leaving] == [10]
 
 
-def test_processes_agree_on_when_to_leave(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 1, 7])
+def test_processes_agree_on_when_to_leave(tmp_path, monkeypatch, rank):
     """Catches one process that leaves while the others wait for its gradients: they look at each tenth step, and all at the same."""
     asked, others = [], [False]
 
@@ -186,7 +190,9 @@ def test_processes_agree_on_when_to_leave(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    with by_hand(tmp_path / "a", IMAGES, grid, save_every=1000) as the_run:
+    the_run = by_hand(tmp_path / "a", IMAGES, grid, save_every=1000)
+    the_run.rank = rank
+    with the_run:
         the_run.stop = True
         for step in (1, 7, 9, 11, 19):
             the_run.step = step

@@ -172,7 +172,7 @@ def other(value):
     return value + (2 if isinstance(value, int) else 0.25 if isinstance(value, float) else "other")
 
 
-def test_each_flag_comes_from_where_it_should(any_script, tmp_path):
+def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch):
     """Catches a flag of the training that a resumed run forgets, and one of the start that the checkpoint brings back: a card's --device, an old --out."""
     m, out = module(any_script), tmp_path / "run"
     out.mkdir()
@@ -187,8 +187,16 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path):
         for name, value in plain.items():
             if name in OWN - {"resume", "checkpoint", "sample"}:
                 assert found[name] == (str(out) if name == "out" else value), name
+            elif name in ("resume", "sample"):
+                assert bool(found[name]) == (name in flag), name
             elif name not in DERIVED | OWN:
                 assert found[name] == stored[name], name
+    monkeypatch.chdir(tmp_path)  # the folder that is looked in by default, although the run was made in another
+    (tmp_path / "runs").mkdir()
+    out.rename(tmp_path / "runs" / any_script)
+    found = m.parse_args(["--resume"])
+    assert (found.out, found.checkpoint) == (f"runs/{any_script}", f"runs/{any_script}/last.pt")
+    (tmp_path / "runs" / any_script).rename(out)
     # by hand, every flag wins that does not change the networks
     found = m.parse_args(
         ["--out", str(out), "--resume", "--steps", "77", "--lr-g", "0.125", "--path", "moved", "--keep", "5"]
@@ -257,7 +265,10 @@ def test_keep(any_script, images, tmp_path):
         run(any_script, images, out, "--steps", "4", "--save-every", "1", "--keep", str(keep))
         assert sorted(int(file.stem) for file in out.glob("checkpoints/*.pt")) == expected
         assert torch.load(out / "last.pt", weights_only=True)["step"] == 4
-        if expected:
+        if keep == 9:  # a resumed run with another number takes away what is too much
+            run(any_script, images, out, "--steps", "5", "--save-every", "1", "--keep", "0", "--resume")
+            assert not list(out.glob("checkpoints/*.pt"))
+        elif expected:
             assert (out / f"checkpoints/{4:06d}.pt").read_bytes() == (out / "last.pt").read_bytes()
 
 
