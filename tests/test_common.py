@@ -471,6 +471,11 @@ def test_flips_are_per_image_and_the_same_for_any_world():
     flipped = x[:, 0, 0, 0] > x[:, 0, 0, 3]
     assert 2 <= flipped.sum() <= 14 and torch.equal(x[:, :, 0], x[:, :, 3])
     assert torch.equal(next(two), x[1::2])
+    args = data_args("", "", batch=4, flip=True)  # four batches an epoch: each, and each epoch, has coins of its own
+    data = common.Batches(ramp, args, 0, 1)
+    drawn = [next(data) for _ in range(12)]
+    patterns = [tuple((y[:, 0, 0, 0] > y[:, 0, 0, 3]).tolist()) for y in drawn]
+    assert len(set(patterns)) >= 6 and patterns[:4] != patterns[4:8] != patterns[8:]
 
 
 def test_range_is_exact():

@@ -365,6 +365,18 @@ def test_translation(pair, tmp_path, capsys):
     assert m.parse_args(larger).size == 48  # more than --load-size, which is of the training
 
 
+def test_G_sees_the_whole_image_in_its_proportions(pair, tmp_path, monkeypatch):
+    """Catches images that are squeezed into a square, cropped, or shrunk by their longer side before they are translated."""
+    run(pair, tmp_path / "run", "--steps", "1")
+    (tmp_path / "photos").mkdir()
+    for name, size in (("wide", (90, 40)), ("tall", (30, 75)), ("small", (9, 12)), ("square", (24, 24))):
+        Image.new("RGB", size, "red").save(tmp_path / f"photos/{name}.png")
+    seen, forward = [], m.Generator.forward
+    monkeypatch.setattr(m.Generator, "forward", lambda self, x: (seen.append(tuple(x.shape)), forward(self, x))[1])
+    m.main(["--translate", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert sorted(seen) == [(1, 3, 24, 24), (1, 3, 24, 54), (1, 3, 32, 24), (1, 3, 60, 24)]
+
+
 def test_translation_needs_no_names_after_a_training_with_the_defaults(pair, tmp_path, monkeypatch, capsys):
     """Catches doc-string commands that look for the checkpoint among the results."""
     monkeypatch.chdir(tmp_path)

@@ -39,10 +39,12 @@ FORMATS = {
     "tags": ("0,touhou:17705\taqua hair:60\tred eyes:9\t\n1,original:25774\t\n", HAIR_EYES),
     "tags with spaces": ("0, hack legend:34\t aqua hair :60\tred eyes:9\t\n1,x:1\t\n", HAIR_EYES),
     "tags that are no colours": ("0,long hair:1\tdamage hair:2\t11 eyes:3\tbicolored eyes:4\tlight blue hair:5\n1,x:1\n", []),
+    "words around a colour": ("0,aqua hairband:3\tred hair ornament:1\tred eyeshadow:2\tclosed red eyes:4\n1,x:1\n", []),
     "two colours": ("0,aqua hair:1\tblonde hair:2\n1,x:1\n", [("hair", "aqua"), ("hair", "blonde")]),
     "groups": (f"2\n{TABLE}\n0.png 1 0 0 1\n1.png 0 0 1 0\n", ATTRIBUTES),
     "a count that is wrong": (f"999\n{TABLE}\n0.png 1 0 0 1\n1.png 0 0 1 0\n", ATTRIBUTES),
     "-1 and 1, padded": ("2\nBald Young \n0.png -1  1\n1.png 1 -1\n", CELEBA),
+    "-1 and 1, the first row all 1": ("2\nBald Young\n0.png 1 1\n1.png -1 1\n", [("Bald", "yes"), ("Young", "yes")]),
     "-1 and 1, as CSV": ("image_id,Bald,Young\n0.png,-1,1\n1.png,1,-1\n", CELEBA),
     "captions": ('image,caption\r\n0.png,"a ""light"" face, blue eyes"\r\n1.png,dark\r\n', 'a "light" face, blue eyes'),
     "a caption of two lines": ('image,caption\n0.png,"a face\nof blue"\n1.png,dark\n', "a face\nof blue"),
@@ -135,6 +137,13 @@ def test_matching(tmp_path, capsys):
     assert labels == [[("hair", "aqua")], [("hair", "red")], [("hair", "pink")]]
     message = capsys.readouterr().err
     assert "1 images without a label" in message and "1 of its rows" in message
+    rows, labels = common.load_labels(
+        args(tmp_path), ["0.png", "2.webp", "sub/1.jpg"]
+    )  # all have one: a row is left over
+    message = capsys.readouterr().err
+    assert len(rows) == 3 and "0 images without a label" in message and "1 of its rows" in message
+    common.load_labels(args(tmp_path), ["0.png", "2.webp", "sub/1.jpg", "7.gif"])
+    assert capsys.readouterr().err == ""  # nothing is left out, and nothing said
     with refused(capsys, 2, "labels 0 images", "tags.csv"):
         common.load_labels(args(tmp_path), ["a.png", "b.png"])
 
