@@ -139,6 +139,7 @@ def test_command_writes_images_and_labels(tmp_path):
 
 
 def test_command_writes_two_domains(tmp_path, capsys):
+    """Catches a face that stands in two folders, its hair dyed: background and clothes, which the hair leaves alone, would agree."""
     faces.main([str(tmp_path / "d"), "--count", "20", "--size", "32", "--domains", "black", "blonde"])
     seen = []
     for name, hair, count in (
@@ -149,7 +150,7 @@ def test_command_writes_two_domains(tmp_path, capsys):
     ):
         images = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "d" / name).iterdir())])
         assert len(images) == count and (faces.read_attributes(images)["hair"] == hair).all()
-        seen += [image.tobytes() for image in images]
+        seen += [(*image[0, 0], *image[-1, 16]) for image in images]
     assert len(set(seen)) == 44
     with pytest.raises(SystemExit) as error:  # nothing is overwritten
         faces.main([str(tmp_path / "d")])
