@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from conftest import settings
-from PIL import Image, ImageFilter
+from PIL import Image, ImageColor, ImageFilter
 
 import dcgan
 import faces
@@ -95,6 +95,28 @@ def test_eyes_of_two_colours_are_unreadable():
     odd = np.asarray(faces.draw(32, fill, glasses=False))[None]
     read = faces.read_attributes(odd)
     assert read["eyes"][0] == "unreadable" and read["hair"][0] == "black" and not read["readable"][0]
+
+
+@pytest.mark.parametrize(("left", "right", "between"), [("red", "yellow", "orange"), ("blue", "red", "purple")])
+def test_two_colours_do_not_count_as_the_one_between(left, right, between):
+    """Catches a reader of the mean of both eyes: red and yellow would be read as orange."""
+    mean = (np.array(ImageColor.getrgb(faces.EYES[left])) + ImageColor.getrgb(faces.EYES[right])) / 2
+    assert np.linalg.norm(mean - ImageColor.getrgb(faces.EYES[between])) < 60  # the test's own condition
+    fill = dict(
+        zip(faces.PARTS, ["#e6ecf2", "#202020", "#1c1a22", "#ffe2c8", "#d86060", "#ffe2c8", "#b84850"], strict=False)
+    )
+    fill |= {"white": "#ffffff", "left": faces.EYES[left], "right": faces.EYES[right], "pupil": "#201a20"}
+    odd = np.asarray(faces.draw(32, fill, glasses=False))[None]
+    assert faces.read_attributes(odd)["eyes"][0] == "unreadable"
+
+
+def test_nothing_is_named_where_the_layout_does_not_fit(painted):
+    """Catches colours that are read from what is no face: faces upside down have every colour, in the wrong place."""
+    images = np.stack([np.asarray(image) for image in painted[0][:300]])[:, ::-1]
+    share, read = faces.fit(images)[1], faces.read_attributes(images)
+    assert (share < 0.75).mean() > 0.9
+    for name in faces.ATTRIBUTES:
+        assert (read[name][share < 0.75] == "unreadable").all(), name
 
 
 def test_painting_is_a_function_of_seed_and_index():
