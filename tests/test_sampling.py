@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import NOISE, SCRIPTS, module, run, tiny
+from conftest import NOISE, SCRIPTS, module, run, settings, tiny
 from PIL import Image
 
 import common
@@ -221,6 +221,18 @@ def test_the_first_samples_are_of_all_kinds(script, tmp_path, monkeypatch):
         assert len(set(names)) >= 6 and max(names.count(name) for name in names) <= 8
         assert list(names) != sorted(names)
     assert asked() == looks
+
+
+def test_random_attributes_are_all_alike_often():
+    """Catches numbers that are rounded, so that the first and the last value of each group come up half as often; and groups that go together."""
+    m, args = module("acgan"), settings("acgan", "--seed", "3")
+    args.sample, args.sample_labels, args.groups = 6000, None, {"eyes": ["a", "b"], "hair": ["a", "b", "c", "d", "e"]}
+    y = m.wanted(args)[:6000]
+    assert ((y[:, 0] == 1).float().mean() - 0.5).abs() < 0.03
+    pairs = torch.zeros(2, 5).index_put((y[:, 0], y[:, 1]), torch.ones(len(y)), accumulate=True) / len(y)
+    assert (pairs - 0.1).abs().max() < 0.02
+    args.seed = 4
+    assert not torch.equal(m.wanted(args)[:6000], y)
 
 
 @pytest.mark.parametrize("script", NOISE)
