@@ -191,18 +191,27 @@ def test_schedules(folder, tmp_path, monkeypatch):
     seen, train_step = [], m.train_step
 
     def noted(G, D, opt_G, opt_D, data, args, gamma):
-        seen.append((opt_G.param_groups[0]["lr"], opt_D.param_groups[0]["betas"], gamma))
+        both = [opt.param_groups[0] for opt in (opt_G, opt_D)]
+        seen.append(([group["lr"] for group in both], [group["betas"] for group in both], gamma))
         return train_step(G, D, opt_G, opt_D, data, args, gamma)
 
     monkeypatch.setattr(m, "train_step", noted)
-    flags = ["--anneal", "8", "--penalty-every", "2", "--gamma", "3", "--lr-g", "0.004"]
+    flags = ["--anneal", "8", "--penalty-every", "2", "--gamma", "3", "--lr-g", "0.004", "--lr-d", "0.002"]
+    flags += ["--beta1", "0.1", "--beta2", "0.8"]  # none of the defaults
     run("r3gan", folder, tmp_path / "run", "--steps", "5", *flags)
     run("r3gan", folder, tmp_path / "run", "--steps", "12", "--resume")
     rates, betas, gammas = zip(*seen, strict=True)
-    assert [*rates[:5:4], *rates[8:]] == pytest.approx([0.004, 0.0025, *[0.001] * 4])
-    assert betas[0] == pytest.approx((0, 0.9)) and betas[8] == pytest.approx((0, 0.99))
+    for k, first in enumerate((0.004, 0.002)):
+        of_net = [pair[k] for pair in rates]
+        assert [*of_net[:5:4], *of_net[8:]] == pytest.approx([first, 0.625 * first, *[first / 4] * 4])
+        assert betas[0][k] == pytest.approx((0.1, 0.8)) and betas[8][k] == pytest.approx((0.1, 0.98))
     assert [gamma > 0 for gamma in gammas] == [False, True] * 6
     assert gammas[11] == pytest.approx(2 * 0.3) and gammas[1] > gammas[3] > gammas[5] > gammas[7]
+
+
+def test_rows_of_the_log_are_of_steps_with_penalties():
+    """Catches a preset that logs between the penalties: every other row would say that r1 and r2 are 0."""
+    assert m.PRESET["log_every"] % m.PRESET["penalty_every"] == 0
 
 
 def test_penalties_are_in_float32(monkeypatch):
