@@ -123,6 +123,10 @@ def test_a_run_does_not_train_on_its_own_pictures(tmp_path):
     picture().save(tmp_path / "data/a.png")
     picture().save(tmp_path / "data/run/samples/000000.png")
     assert load(tmp_path / "data", tmp_path / "cache", out=str(tmp_path / "data/run"))[1] == ["a.png"]
+    (tmp_path / "short").symlink_to(tmp_path / "data/run", target_is_directory=True)  # the same folder by another name
+    assert load(tmp_path / "data", tmp_path / "cache", out=str(tmp_path / "short"))[1] == ["a.png"]
+    (tmp_path / "other").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert load(tmp_path / "other", tmp_path / "cache", out=str(tmp_path / "data/run"))[1] == ["a.png"]
 
 
 def test_only_unreadable_files(tmp_path, capsys):
