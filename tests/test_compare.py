@@ -364,6 +364,18 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
     assert "readable" not in rows[0]  # not the built-in faces
 
 
+def test_size_and_channels_are_those_of_the_first_run(folder, tmp_path, capsys):
+    """Catches 64 pixels and colour for runs of another kind, because a folder stands before them."""
+    run("dcgan", folder, tmp_path / "grey", "--steps", "1", "--channels", "1", "--size", "20")
+    run("dcgan", folder, tmp_path / "colour", "--steps", "1")
+    command(tmp_path, folder, folder, tmp_path / "grey", tmp_path / "colour")
+    assert "size: 20;" in (printed := capsys.readouterr().out) and "channels: 1;" in printed
+    command(tmp_path, folder, folder, tmp_path / "colour")
+    assert "size: 16;" in (printed := capsys.readouterr().out) and "channels: 3;" in printed
+    command(tmp_path, folder, folder)
+    assert "size: 64;" in capsys.readouterr().out
+
+
 def test_scores_do_not_depend_on_what_was_drawn_before(folder, run_folder, tmp_path):
     """Catches another choice of images when more than --count are there."""
     fresh = command(tmp_path, folder, run_folder)
@@ -386,6 +398,14 @@ def test_combinations_are_counted_from_a_share(monkeypatch):
     monkeypatch.setattr(compare, "blocks", lambda images, rows: [np.zeros((1, 3, 1, 1), np.uint8)])
     monkeypatch.setattr(faces, "read_attributes", lambda images: read)
     assert compare.read(None, np.arange(4000))["combos"] == 2
+    for count, enough in ((1000, 2), (2000, 3), (4000, 6), (5000, 8), (10, 1)):  # 0.15 %, never rounded down
+        for shown in (enough - 1, enough):
+            some = np.array(["red"] * (count - shown) + ["blue"] * shown)
+            monkeypatch.setattr(
+                faces, "read_attributes", lambda images, s=some: {"hair": s, "eyes": s, "readable": s != ""}
+            )
+            assert compare.read(None, np.arange(count))["combos"] == 1 + (shown == enough), (count, shown)
+    monkeypatch.setattr(faces, "read_attributes", lambda images: read)
     read["eyes"] = np.where(names == "blue", "unreadable", names)
     assert compare.read(None, np.arange(4000))["combos"] == 1
     read["readable"] = names == "green"

@@ -365,6 +365,25 @@ def test_translation(pair, tmp_path, capsys):
     assert m.parse_args(larger).size == 48  # more than --load-size, which is of the training
 
 
+def test_originals_are_not_overwritten_under_another_name(pair, tmp_path, monkeypatch, capsys):
+    """Catches --out that names the folder of --translate by another path: absolute, by way of "..", or through a link."""
+    run(pair, tmp_path / "run", "--steps", "1")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "photos/a.png")
+    (tmp_path / "link").symlink_to("photos", target_is_directory=True)
+    before = (tmp_path / "photos/a.png").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for folder, out in (
+        ("photos", str(tmp_path / "photos")),
+        ("photos", "run/../photos"),
+        ("photos", "link"),
+        ("link", "photos"),
+    ):
+        with refused(capsys, 2, "--translate", "--out"):
+            m.main(["--translate", folder, "--out", out, "--checkpoint", "run/last.pt", "--device", "cpu"])
+    assert (tmp_path / "photos/a.png").read_bytes() == before and len(list((tmp_path / "photos").iterdir())) == 1
+
+
 def test_G_sees_the_whole_image_in_its_proportions(pair, tmp_path, monkeypatch):
     """Catches images that are squeezed into a square, cropped, or shrunk by their longer side before they are translated."""
     run(pair, tmp_path / "run", "--steps", "1")

@@ -144,6 +144,8 @@ def test_matching(tmp_path, capsys):
     assert len(rows) == 3 and "0 images without a label" in message and "1 of its rows" in message
     common.load_labels(args(tmp_path), ["0.png", "2.webp", "sub/1.jpg", "7.gif"])
     assert capsys.readouterr().err == ""  # nothing is left out, and nothing said
+    common.load_labels(args(tmp_path), ["a/0.png", "b/0.png", "2.png", "7.png"])  # two images share a row
+    assert "0 images without a label" in (message := capsys.readouterr().err) and "1 of its rows" in message
     with refused(capsys, 2, "labels 0 images", "tags.csv"):
         common.load_labels(args(tmp_path), ["a.png", "b.png"])
 
