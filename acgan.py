@@ -3,21 +3,23 @@
     L_S = E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z, y))))        L_C = E log P(y | x) + E log P(y | G(z, y))
     max_D  L_S + L_C        max_G  L_C - L_S
 
-What is specific to this file: images have attributes y in groups (hair, eyes, ...). G takes them as one-hot vectors
-beside z; D returns a score and, from the same maps, logits of P(y | x) for every group. A group that an image's label
-leaves open, or gives two values, is a zero vector for G and no term of L_C.
+What is specific to this file: images have attributes y in groups (hair, eyes, ...). G gets them as one-hot vectors next
+to z. D returns a score and, from the same feature maps, logits of P(y | x) for each group. If a label says nothing
+about a group, or gives it two values, then G gets zeros for this group, and L_C has no term for it.
 
-Differs from the paper: G learns with the non-saturating loss, D's classifier from real images only (as
-igul222/improved_wgan_training has it, which also weighs L_C by 0.1 in G's loss; 1 here), groups with a classifier each,
-y of the fakes from the labels of the real batch (which may be correlated), and DCGAN's networks. Samples come from a
-moving average of G (arXiv 1710.10196), with all values alike often unless --sample-labels asks for others.
+Differs from the paper: G learns with the non-saturating loss. The classifier of D learns from real images only (as in
+igul222/improved_wgan_training, which also weights L_C by 0.1 in G's loss; here 1). Each group has a classifier of its
+own. Generated images take the labels of the real images of the batch, whose attributes may be correlated. The networks
+are DCGAN's. Samples come from an exponential moving average of G's weights (arXiv 1710.10196). In these samples, all
+values of a group are equally likely, unless --sample-labels asks for others.
 
     python acgan.py                                                            # built-in faces, minutes on a CPU
     python acgan.py --path data/cartoonset/images --labels data/cartoonset/cartoon_attr.txt --out runs/cartoons
-    python acgan.py --out runs/cartoons --sample 100 --sample-labels testing_labels.txt      # in turn, one image a row
+    python acgan.py --out runs/cartoons --sample 100 --sample-labels testing_labels.txt      # in turn, one per row
 
 Result of the first command: 10,000 steps in 5.0 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 99 % ± 0 can
-be read as a face; hair is as asked in 100 % ± 0, eyes in 98 % ± 1, glasses in 94 % ± 8 (3 seeds).
+be read as a face; hair is as requested in 100 % ± 0, eyes in 98 % ± 1, glasses in 94 % ± 8 (3 seeds: mean ± standard
+deviation; read by faces.py).
 """
 
 import argparse
@@ -27,130 +29,224 @@ import math
 import os
 import zlib
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
 import common
+import labels
 
-# what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_g": 5e-4, "lr_d": 5e-4}
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "groups")  # what a checkpoint must agree on
+# These values replace the defaults, which are the paper's, if there is no --path: for a few minutes on a CPU.
+PRESET = {
+    "size": 32,
+    "width": 32,
+    "batch": 16,
+    "steps": 10_000,
+    "lr_g": 5e-4,
+    "lr_d": 5e-4,
+}
+# Flags that change the networks: a checkpoint fits only the values that it was trained with. The groups come from the
+# labels.
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "groups")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
-        epilog=f"Without --path: {PRESET}. Flags given by hand win.",
+        epilog=f"Without --path, these values replace the defaults: {PRESET}. Flags that are given take precedence.",
         usage="%(prog)s [--path FOLDER] [flags]; --help lists the flags",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser.add_argument_group("method")
-    group.add_argument("--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G")
-    group.add_argument("--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D")
-    group.add_argument("--beta1", type=common.between(0.0, 0.9999), default=0.5, help="Adam's decay of the mean")
-    group.add_argument("--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam's decay of the square")
-    group.add_argument("--z-dim", type=common.between(1), default=100, help="size of the noise")
-    group.add_argument("--noise", choices=("normal", "uniform"), default="normal", help="N(0, 1) or U(-1, 1)")
-    group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
-    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation of G")
-    group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
-    group.add_argument("--cls-weight", type=common.between(0.0), default=1.0, help="of the class loss in D's loss")
-    group.add_argument("--cls-weight-g", type=common.between(0.0), default=1.0, help="of the class loss in G's loss")
-    group.add_argument("--g-steps", type=common.between(1), default=1, help="updates of G for each of D")
-    group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
-        "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
+        "--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G; too high and training diverges"
     )
-    group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on CUDA")
+    group.add_argument(
+        "--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D; higher makes D stronger against G"
+    )
+    group.add_argument(
+        "--beta1",
+        type=common.between(0.0, 0.9999),
+        default=0.5,
+        help="Adam beta1 (decay of the gradient average); 0.9, Adam's usual value, can make a GAN collapse",
+    )
+    group.add_argument(
+        "--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam beta2 (decay of the squared gradients)"
+    )
+    group.add_argument(
+        "--z-dim", type=common.between(1), default=100, help="length of the latent z; tiny values limit variety"
+    )
+    group.add_argument(
+        "--noise", choices=("normal", "uniform"), default="normal", help="distribution of z: N(0, 1) or U(-1, 1)"
+    )
+    group.add_argument(
+        "--width",
+        type=common.between(1),
+        default=64,
+        help="channels at the highest resolution, doubled at each lower one; more gives finer images and slower steps",
+    )
+    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation in G: ReLU or leaky ReLU")
+    group.add_argument(
+        "--ema",
+        type=common.between(0.0, 1.0),
+        default=0.999,
+        help="decay of the moving average of G that samples come from; closer to 1 averages over more steps, 0 is off",
+    )
+    group.add_argument(
+        "--cls-weight",
+        type=common.between(0.0),
+        default=1.0,
+        help="weight of the class loss in the loss of D; with 0, D does not learn to recognize attributes",
+    )
+    group.add_argument(
+        "--cls-weight-g",
+        type=common.between(0.0),
+        default=1.0,
+        help="weight of the class loss in the loss of G; with 0, nothing rewards G for showing the attributes",
+    )
+    group.add_argument(
+        "--g-steps", type=common.between(1), default=1, help="updates of G per update of D; more if D is too strong"
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+    )
+    group.add_argument(
+        "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
+    )
+    group.add_argument(
+        "--seed",
+        type=common.between(0, 2**32 - 1),
+        default=0,
+        help="seed of the initial weights, the noise and the order of the images; with --sample, of noise and labels",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
+    group.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+    )
     common.add_data_flags(parser, labels=True)
     common.add_output_flags(parser, __file__)
-    parser.add_argument("--sample-labels", metavar="FILE", help="attributes for --sample, in turn (default: random)")
+    parser.add_argument(
+        "--sample-labels",
+        metavar="FILE",
+        help="label file whose rows --sample draws in turn, one image per row; without it, attributes are random",
+    )
     parser.set_defaults(groups=None)
     args = common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
     if args.sample_labels and not args.sample:
-        parser.error("--sample-labels needs --sample: how many images?")
+        parser.error("--sample-labels needs --sample N, the number of images")
     return args
 
 
 def widths(args) -> list[int]:
-    """Channels from the largest map (S/2 pixels wide) to the smallest (4 to 7): w, 2w, 4w, 8w, 8w, ..."""
-    return [args.width * min(2**level, 8) for level in range(int(math.log2(args.size / 4)))]
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+
+    They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
+    """
+    levels = int(math.log2(args.size / 4))
+    return [args.width * min(2**level, 8) for level in range(levels)]
 
 
-def encode(labels: list[list[tuple[str, str]]], groups: dict[str, list[str]]) -> Tensor:
-    """y (N, groups) int64: the place of each group's value, -1 where a label gives the group none or several."""
-    place = {(name, value): k for name, values in groups.items() for k, value in enumerate(values)}
-    unknown = {pair for label in labels for pair in label} - place.keys()
-    if unknown:
-        common.fail(f"{' '.join(min(unknown))} is none of the attributes of the training: {groups}")
-    rows = [[[place[pair] for pair in label if pair[0] == name] for name in groups] for label in labels]
-    return torch.tensor([[places[0] if len(places) == 1 else -1 for places in row] for row in rows])
+def encode(found: list[list[tuple[str, str]]], groups: dict[str, list[str]]) -> Tensor:
+    """Labels of N images -> y (N, groups) int64: the index of each group's value, -1 where a label has none or several.
+
+    With groups {"eyes": ["blue", "red"], "hair": ["aqua", "black"]}, the label [("hair", "black")] is the row [-1, 1].
+    Ends the process at a value that the groups do not have.
+    """
+    refuse_unknown(found, groups)
+    y = []
+    for label in found:
+        row = []
+        for group, values in groups.items():
+            given = [value for name, value in label if name == group]
+            row.append(values.index(given[0]) if len(given) == 1 else -1)
+        y.append(row)
+    return torch.tensor(y)
+
+
+def refuse_unknown(found: list[list[tuple[str, str]]], groups: dict[str, list[str]]):
+    """End the process at the first group or value that the training labels do not have."""
+    for label in found:
+        for group, value in label:
+            if group not in groups:
+                common.fail(f"unknown attribute {group!r}; the training labels have: {', '.join(groups)}")
+            if value not in groups[group]:
+                known = ", ".join(groups[group])
+                common.fail(f"unknown value {value!r} for {group}; the training labels have: {known}")
 
 
 def decode(y: list[int], groups: dict[str, list[str]]) -> dict[str, str]:
-    return {name: values[k] if k >= 0 else "" for k, (name, values) in zip(y, groups.items(), strict=True)}
+    """One row of y -> {"eyes": "", "hair": "black"}: the value of each group, "" where y is -1."""
+    label = {}
+    for k, (group, values) in zip(y, groups.items(), strict=True):
+        label[group] = values[k] if k >= 0 else ""
+    return label
 
 
 def vectors(y: Tensor, groups: dict[str, list[str]]) -> Tensor:
-    """y (N, groups) -> one-hot vectors side by side (N, values of all groups); a group of -1 is all zero."""
-    each = [one_hot(k + 1, len(values) + 1)[:, 1:] for k, values in zip(y.T, groups.values(), strict=True)]
-    return torch.cat(each, 1).float()
-
-
-def wanted(args) -> Tensor:
-    """y of the images of --sample and of a batch more: the rows of --sample-labels in turn, or random values."""
-    count, sizes = args.sample + args.batch, torch.tensor([len(values) for values in args.groups.values()])
-    if args.sample_labels:
-        y = encode([label for _, label in common.read_labels(args.sample_labels)], args.groups)
-        return y[torch.arange(count) % len(y)]
-    own = torch.Generator().manual_seed(args.seed)
-    return (torch.rand(count, len(sizes), generator=own) * sizes).long()
+    """y (N, groups) -> one-hot vectors of all groups side by side (N, y_dim), float32; zeros where y is -1."""
+    parts = []
+    for k, values in zip(y.T, groups.values(), strict=True):
+        # one_hot takes no -1: it gets a column of its own, which is cut off
+        parts.append(one_hot(k + 1, len(values) + 1)[:, 1:])
+    return torch.cat(parts, 1).float()
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), y (N, groups) -> images (N, C, S, S) in [-1, 1]."""
+    """Latent z (N, z_dim) and attributes y (N, groups) -> images (N, C, S, S) in [-1, 1]."""
 
     def __init__(self, args):
         super().__init__()
-        w = widths(args)[::-1]
-        act = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
-        base = args.size >> len(w)  # 4 to 7 pixels; --size 64: 4 -> 8 -> 16 -> 32 -> 64
-        self.groups, c_in = args.groups, args.z_dim + sum(map(len, args.groups.values()))
-        layers = [nn.ConvTranspose2d(c_in, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]  # (N, 8w, 4, 4)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, 2s, 2s), to (N, w, S/2, S/2)
+        w = widths(args)[::-1]  # from the lowest resolution to the highest
+        base = args.size >> len(w)  # the lowest resolution, 4 to 7; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
+        self.groups = args.groups
+        y_dim = sum(len(values) for values in args.groups.values())
+
+        # (N, z_dim + y_dim, 1, 1) -> (N, 8w, 4, 4)
+        layers = [nn.ConvTranspose2d(args.z_dim + y_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
+        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), act]
-        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]  # (N, C, S, S) in [-1, 1]
+        # (N, w[-1], S/2, S/2) -> (N, C, S, S) in [-1, 1]
+        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.net(torch.cat([z, vectors(y, self.groups)], 1)[:, :, None, None])
+        z = torch.cat([z, vectors(y, self.groups)], 1)
+        return self.net(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, S, S) in [-1, 1] -> logits (N,) of real, logits (N, values of all groups); float32."""
+    """Images (N, C, S, S) in [-1, 1] -> logits (N,) of "real", class logits (N, y_dim) of all groups; float32."""
 
     def __init__(self, args):
         super().__init__()
         w = widths(args)
         base = args.size >> len(w)
-        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]  # (N, w, S/2, S/2)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, s/2, s/2), to (N, 8w, 4, 4)
+        y_dim = sum(len(values) for values in args.groups.values())
+
+        # (N, C, S, S) -> (N, w[0], S/2, S/2)
+        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        layers += [nn.Conv2d(w[-1], 1 + sum(map(len, args.groups.values())), base), nn.Flatten()]
+        # (N, 8w, 4, 4) -> (N, 1 + y_dim, 1, 1) -> (N, 1 + y_dim)
+        layers += [nn.Conv2d(w[-1], 1 + y_dim, base), nn.Flatten()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out = self.net(x).float()
-        return out[:, 0], out[:, 1:]  # the heads: columns of one layer
+        return out[:, 0], out[:, 1:]  # the score and the classifiers are columns of one layer
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), BatchNorm gains N(1, 0.02) and biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -160,7 +256,8 @@ def init_weights(module: nn.Module):
 
 
 def d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    return softplus(-real).mean() + softplus(fake).mean()  # -E log sigmoid(real) - E log(1 - sigmoid(fake))
+    # -E log sigmoid(real) - E log(1 - sigmoid(fake))
+    return softplus(-real).mean() + softplus(fake).mean()
 
 
 def g_loss(fake: Tensor) -> Tensor:
@@ -168,29 +265,35 @@ def g_loss(fake: Tensor) -> Tensor:
 
 
 def class_loss(logits: Tensor, y: Tensor, groups: dict[str, list[str]]) -> Tensor:
-    """-E log P(y | x), summed over the groups; where y is -1 there is no term."""
+    """-E log P(y | x), summed over the groups: logits (N, y_dim), y (N, groups); no term where y is -1."""
     heads = logits.split([len(values) for values in groups.values()], 1)
-    terms = [cross_entropy(h, k, ignore_index=-1, reduction="sum") for h, k in zip(heads, y.T, strict=True)]
-    return sum(terms) / len(y)
+    terms = []
+    for head, k in zip(heads, y.T, strict=True):
+        terms.append(cross_entropy(head, k, ignore_index=-1, reduction="sum"))
+    return sum(terms) / len(y)  # of all images, also those without a term
 
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """One update of D and g_steps of G, the first on the noise that D has seen; fakes have the real batch's labels."""
-    # (1) D: maximise E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z, y)))) + w E log P(y | x)
+    # (1) D: maximize E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z, y)))) + w E log P(y | x)
     D.requires_grad_(True)
-    x_real, y = next(data)
+    x_real, y = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1], (N, groups)
     with autocast(args):
         x_fake = G(noise(len(x_real), args), y)  # with its graph: (2) uses it again
-        (real, logits), (fake, _) = D(x_real), D(x_fake.detach())  # apart: each batch has its own BatchNorm statistics
+        # two passes, so that BatchNorm normalizes real and generated images separately
+        real, logits = D(x_real)
+        fake, _ = D(x_fake.detach())
         class_real = class_loss(logits, y, args.groups)
         loss_D = d_loss(real, fake) + args.cls_weight * class_real
     step(opt_D, loss_D)
 
-    # (2) G: maximise E log sigmoid(D(G(z, y))) + w_g E log P(y | G(z, y))
+    # (2) G: maximize E log sigmoid(D(G(z, y))) + w_g E log P(y | G(z, y))
     D.requires_grad_(False)  # no gradients for weights that are not updated
     for k in range(args.g_steps):
         with autocast(args):
-            fake, logits = D(x_fake if k == 0 else G(noise(len(x_real), args), y))
+            if k > 0:
+                x_fake = G(noise(len(x_real), args), y)
+            fake, logits = D(x_fake)
             class_fake = class_loss(logits, y, args.groups)
             loss_G = g_loss(fake) + args.cls_weight_g * class_fake
         step(opt_G, loss_G)
@@ -202,29 +305,40 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
 
 
 def noise(n: int, args) -> Tensor:
-    """z (n, z_dim): N(0, 1) or U(-1, 1)."""
+    """n latents z (n, z_dim), from N(0, 1) or U(-1, 1)."""
     z = torch.empty(n, args.z_dim, device=args.device)
     return z.normal_() if args.noise == "normal" else z.uniform_(-1, 1)
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
+    """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
+
+    bfloat16 has the range of float32, so that losses need no scaling.
+    """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 
 def step(opt: torch.optim.Optimizer, loss: Tensor):
-    """Update the parameters of `opt`, with gradients averaged over all processes (README: Why no DDP wrapper)."""
+    """One update of the parameters of `opt`, with gradients averaged over all processes.
+
+    Averaged by hand, because DistributedDataParallel does it in hooks of backward(), which do not suit two networks
+    that take turns (README, "Why no DDP wrapper").
+    """
     opt.zero_grad()
     loss.backward()
+
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # as 0, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
             p.grad = torch.zeros_like(p)
+
     if dist.is_initialized():
+        # all gradients as one vector, because one all_reduce is faster than many
         flat = torch.cat([p.grad.flatten() for p in params])
         dist.all_reduce(flat)
+        flat /= dist.get_world_size()
         for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(grad.view_as(p) / dist.get_world_size())
+            p.grad.copy_(grad.view_as(p))
     opt.step()
 
 
@@ -238,80 +352,152 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 
 
 def setup(args) -> tuple[int, int]:
-    """Settle args.device and args.autocast, join the processes that torchrun started; returns (rank, their number)."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Choose the device and the precision, and join the processes that torchrun started.
+
+    Sets args.device and args.autocast; returns (rank, number of processes), of all machines together.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
-        common.fail(f"--batch {args.batch} cannot be divided among {world} processes")
+        common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+
     if args.device == "auto":
-        mps = torch.backends.mps.is_available() and world == 1  # gloo does not reach it
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        if torch.cuda.is_available():
+            args.device = "cuda"
+        elif torch.backends.mps.is_available() and world == 1:  # processes cannot exchange MPS tensors
+            args.device = "mps"
+        else:
+            args.device = "cpu"
     if args.device == "cuda":
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process of this machine
+
     try:
         if "cuda" in args.device:
             torch.cuda.set_device(args.device)
         torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        common.fail(f"--device {args.device} is not to be had here ({str(error).splitlines()[0]})")
-    torch.backends.cudnn.benchmark = True
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
+
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
     args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")
+        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
+
+
+def resume(state: dict, args) -> int:
+    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    for name, values in saved["state"].items():
+        if "param_groups" in values:
+            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            values["param_groups"] = state[name].state_dict()["param_groups"]
+        state[name].load_state_dict(values)
+    return saved["step"]
+
+
+def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """G, D, and G_ema, the moving average of G, on the device."""
+    # channels_last is the fastest layout for convolutions, but gives wrong gradients on MPS: pytorch#175189
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
+    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    return G, D, G_ema
+
+
+# --- sampling and training ---
+
+
+def read_attributes(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
+    """Indices (n,) of the images that have a label, and their y (n, groups).
+
+    Sets args.groups, which checkpoints keep. Ends the process if no label has an attribute, or if a resumed run has
+    other attributes than its checkpoint.
+    """
+    rows, found = labels.load_labels(args, names)
+    groups = labels.classes(found)
+    if not groups:
+        common.fail("none of the labels has an attribute, such as a color of hair or eyes: choose another --labels")
+    # other groups would give the inputs of G and the outputs of D another meaning
+    if args.resume and groups != args.groups:
+        common.fail(
+            f"the labels have {groups}, but the checkpoint {args.checkpoint} has {args.groups}: "
+            f"continue with the same --labels"
+        )
+    args.groups = groups
+    return rows, encode(found, groups)
+
+
+def wanted(args) -> Tensor:
+    """y of the images of --sample: the rows of --sample-labels in turn, or random values.
+
+    There is a batch more than --sample asks for, because the last batch is drawn whole.
+    """
+    count = args.sample + args.batch
+    if args.sample_labels:
+        found = [label for _, label in labels.read_labels(args.sample_labels)]
+        if any(isinstance(label, str) for label in found):
+            common.fail(f"--sample-labels {args.sample_labels} holds captions: choose a file of attributes")
+        y = encode(found, args.groups)
+        return y[torch.arange(count) % len(y)]
+
+    # a generator of its own, so that the noise does not depend on the number of images
+    own = torch.Generator().manual_seed(args.seed)
+    sizes = torch.tensor([len(values) for values in args.groups.values()])
+    return (torch.rand(count, len(sizes), generator=own) * sizes).long()
+
+
+def sample(G_ema: nn.Module, args):
+    """Write --sample images, drawn by the moving average of the checkpoint, with their attributes in labels.csv."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    G_ema.load_state_dict(saved["state"]["G_ema"])
+    G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
+    torch.manual_seed(args.seed)
+    y = wanted(args)
+    batches = iter(y.to(args.device).split(args.batch))
+    rows = [decode(row, args.groups) for row in y.tolist()]
+    common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(batches)), rows)
 
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
     rank, world = setup(args)
-    if not args.sample:
+    if not args.sample:  # before the networks, whose shapes depend on the groups
         images, names = common.load_images(args)
-        rows, found = common.load_labels(args, names)
-        pairs = sorted({pair for label in found for pair in label})
-        groups = {name: [v for g, v in pairs if g == name] for name, _ in pairs}
-        if not groups or (args.resume and groups != args.groups):
-            common.fail(f"the labels have {groups}, the checkpoint {args.groups}: go on with the same --labels")
-        args.groups = groups
-    torch.manual_seed(args.seed)  # the same weights on all ranks
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last  # wrong gradients: pytorch#175189
-    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
-    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+        rows, y = read_attributes(args, names)
+    torch.manual_seed(args.seed)  # the same initial weights on all ranks
+    G, D, G_ema = build(args)
     if args.sample:
-        G_ema.load_state_dict(common.read_checkpoint(args.checkpoint, args.script)["state"]["G_ema"])
-        G_ema.train(args.sample_mode == "batch")
-        torch.manual_seed(args.seed)
-        y = wanted(args)
-        parts = iter(y.to(args.device).split(args.batch))
-        rows = [decode(row, args.groups) for row in y.tolist()]
-        common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(parts)), rows)
+        sample(G_ema, args)
         return {"G_ema": G_ema}
 
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
-    y = encode(found, groups)
     data = common.Batches(images, args, rank, world, rows, y)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = 0
-    if args.resume:
-        saved = common.read_checkpoint(args.checkpoint, args.script)
-        start = saved["step"]
-        for name, values in saved["state"].items():
-            if "param_groups" in values:  # learning rates, betas and kernels are those of this start
-                values["param_groups"] = state[name].state_dict()["param_groups"]
-            state[name].load_state_dict(values)
+    start = resume(state, args) if args.resume else 0
 
-    fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)  # one z a column
-    fixed_y = y[[i // 8 * len(y) // 8 for i in range(common.GRID)]].to(args.device)  # one image's attributes a row
+    # in the grid, the images of a column share their z, and those of a row the attributes of one training image
+    fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)
+    shown = [row * len(y) // 8 for row in range(8)]
+    fixed_y = y[shown].repeat_interleave(8, 0).to(args.device)
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_y), rank) as run:
-        run.save(state)
+        run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
-            # a resumed run draws the same noise; mixed, because torch's CPU generator takes only 32 bits of a seed
+            # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because
+            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             metrics = train_step(G, D, opt_G, opt_D, data, args)
-            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon
+
+            # warm-up: at first the average spans about a tenth of the steps so far, to forget the random start
+            decay = min(args.ema, (1 + i) / (10 + i))
+            update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():
+            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
+
     if world > 1:
         dist.destroy_process_group()
     return state

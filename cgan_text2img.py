@@ -3,23 +3,27 @@
     max_D  E log s(D(x, t)) + (E log(1 - s(D(x, t_wrong))) + E log(1 - s(D(G(z, t), t)))) / 2
     max_G  E log s(D(G(z, t), t))                                                              with s the sigmoid
 
-What is specific to this file: images have captions t. G takes an embedding of t beside z, and D one beside its smallest
-maps. D learns from three kinds of pairs (Algorithm 1): a real image with its caption is right; a real image with
-another caption, and a generated image, are wrong. So it learns to read, and G to obey.
+What is specific to this file: images have captions t. G gets an encoding of t next to z, and D gets one next to its
+smallest feature maps. D learns from three kinds of pairs (Algorithm 1): a real image with its caption is right; a real
+image with another caption is wrong, and so is a generated image with the caption it was made for. So D learns to read
+captions, and G to follow them.
 
-Differs from the paper: the text encoder is not trained beforehand but with the networks, one in G, one in D: the mean
-of learned vectors of the caption's words and pairs of neighbouring words, because a bag of words alone cannot tell
-"blue hair red eyes" from "red hair blue eyes"; --embeddings takes vectors of any other encoder. Networks are DCGAN's
-(authors: with residual blocks). Samples come from a moving average of G (arXiv 1710.10196), for the training's captions
-in turn. Off by default, from a student's report: a fourth pair (--wrong-image: a caption with another real image),
-smoothing (--real-label 0.9), and G pulled to the real image, in D's verdict (--l2 100) and in pixels (--l1 50).
+Differs from the paper: the text encoder is not pretrained but learns together with the networks, one encoder in G and
+one in D. It takes the mean of learned vectors, one for each word and each pair of neighboring words of the caption,
+because a bag of words alone cannot tell "blue hair red eyes" from "red hair blue eyes". --embeddings takes vectors of
+any other encoder instead. The networks are DCGAN's (authors: with residual blocks). Samples come from an exponential
+moving average of G's weights (arXiv 1710.10196); without prompts, they show training captions in turn.
+
+Off by default, from a student's report: a fourth kind of pair (--wrong-image: a caption with another real image), label
+smoothing (--real-label 0.9), and two terms that pull G to the real image, in D's score (--l2 100) and in pixels
+(--l1 50).
 
     python cgan_text2img.py                                              # built-in faces, minutes on a CPU
     python cgan_text2img.py --path data/faces --labels data/faces/tags.csv --out runs/tags     # painted by faces.py
     python cgan_text2img.py --prompt "blue hair red eyes"                # five images, from the checkpoint
 
 Result of the first command: 10,000 steps in 7.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 99 % can
-be read as a face; hair is as asked in 100 %, eyes are in 93 % (one seed).
+be read as a face; hair is as requested in 100 %, eyes in 93 % (one seed).
 """
 
 import argparse
@@ -29,142 +33,248 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import common
+import labels
 
-# what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_g": 5e-4, "lr_d": 5e-4}
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "words", "text_dim")  # what a checkpoint must agree on
+# These values replace the defaults, which are the paper's, if there is no --path: for a few minutes on a CPU.
+PRESET = {
+    "size": 32,
+    "width": 32,
+    "batch": 16,
+    "steps": 10_000,
+    "lr_g": 5e-4,
+    "lr_d": 5e-4,
+}
+# Flags that change the networks: a checkpoint fits only the values that it was trained with. The last two come from the
+# captions.
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "words", "text_dim")
+ENCODED = 128  # length of an encoded caption, in G and in D (paper: 128)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
-        epilog=f"Without --path: {PRESET}. Flags given by hand win.",
+        epilog=f"Without --path, these values replace the defaults: {PRESET}. Flags that are given take precedence.",
         usage="%(prog)s [--path FOLDER] [flags]; --help lists the flags",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser.add_argument_group("method")
-    group.add_argument("--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G")
-    group.add_argument("--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D")
-    group.add_argument("--beta1", type=common.between(0.0, 0.9999), default=0.5, help="Adam's decay of the mean")
-    group.add_argument("--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam's decay of the square")
-    group.add_argument("--z-dim", type=common.between(1), default=100, help="size of the noise")
-    group.add_argument("--noise", choices=("normal", "uniform"), default="normal", help="N(0, 1) or U(-1, 1)")
-    group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
-    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation of G")
-    group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
-    group.add_argument("--real-label", type=common.between(0.0, 1.0), default=1.0, help="target of real pairs in D")
-    group.add_argument("--wrong-image", action="store_true", help="a fourth term of D: the caption, another real image")
-    group.add_argument("--l2", type=common.between(0.0), default=0.0, help="G: weight of (s(D(x)) - s(D(G(z))))^2")
-    group.add_argument("--l1", type=common.between(0.0), default=0.0, help="G: weight of |G(z, t) - x|")
-    group.add_argument("--embeddings", metavar="FILE", help=".npy, row i for row i of --labels; then no prompts")
-    group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
-        "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
+        "--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G; too high and training diverges"
     )
-    group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on CUDA")
+    group.add_argument(
+        "--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D; higher makes D stronger against G"
+    )
+    group.add_argument(
+        "--beta1",
+        type=common.between(0.0, 0.9999),
+        default=0.5,
+        help="Adam beta1 (decay of the gradient average); 0.9, Adam's usual value, can make a GAN collapse",
+    )
+    group.add_argument(
+        "--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam beta2 (decay of the squared gradients)"
+    )
+    group.add_argument(
+        "--z-dim", type=common.between(1), default=100, help="length of the latent z; tiny values limit variety"
+    )
+    group.add_argument(
+        "--noise", choices=("normal", "uniform"), default="normal", help="distribution of z: N(0, 1) or U(-1, 1)"
+    )
+    group.add_argument(
+        "--width",
+        type=common.between(1),
+        default=64,
+        help="channels at the highest resolution, doubled at each lower one; more gives finer images and slower steps",
+    )
+    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation in G: ReLU or leaky ReLU")
+    group.add_argument(
+        "--ema",
+        type=common.between(0.0, 1.0),
+        default=0.999,
+        help="decay of the moving average of G that samples come from; closer to 1 averages over more steps, 0 is off",
+    )
+    group.add_argument(
+        "--real-label",
+        type=common.between(0.0, 1.0),
+        default=1.0,
+        help="target of D for real images with their captions; below 1 is label smoothing",
+    )
+    group.add_argument(
+        "--wrong-image",
+        action="store_true",
+        help="show D a fourth kind of pair: each caption with another real image, as a wrong pair",
+    )
+    group.add_argument(
+        "--l2",
+        type=common.between(0.0),
+        default=0.0,
+        help="weight of (s(D(x, t)) - s(D(G(z, t), t)))^2 in G's loss, s: sigmoid; higher pulls both scores together",
+    )
+    group.add_argument(
+        "--l1",
+        type=common.between(0.0),
+        default=0.0,
+        help="weight of |G(z, t) - x| in G's loss; higher pulls generated images to the pixels of x",
+    )
+    group.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help=".npy file of caption vectors, row i for row i of --labels; with it, the model cannot read prompts",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+    )
+    group.add_argument(
+        "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
+    )
+    group.add_argument(
+        "--seed",
+        type=common.between(0, 2**32 - 1),
+        default=0,
+        help="seed of the initial weights, the noise and the order of the images; with --sample, of the noise",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
+    group.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+    )
     common.add_data_flags(parser, labels=True)
     common.add_output_flags(parser, __file__)
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="draw it; may be repeated (--sample of each)")
-    parser.add_argument("--prompts", metavar="FILE", help="draw its captions, lines of id,caption")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="draw this caption --sample times (5 if --sample is not given); may be repeated",
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="file with lines of id,caption; draw each caption as often as --prompt does"
+    )
     parser.set_defaults(words=[], text_dim=0, captions=[])
-    if (asked := parser.parse_args(argv)).prompt or asked.prompts:
+    asked = parser.parse_args(argv)
+    if asked.prompt or asked.prompts:
         parser.set_defaults(sample=5)
     return common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
 
 
 def widths(args) -> list[int]:
-    """Channels from the largest map (S/2 pixels wide) to the smallest (4 to 7): w, 2w, 4w, 8w, 8w, ..."""
-    return [args.width * min(2**level, 8) for level in range(int(math.log2(args.size / 4)))]
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+
+    They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
+    """
+    levels = int(math.log2(args.size / 4))
+    return [args.width * min(2**level, 8) for level in range(levels)]
+
+
+def words_of(caption: str) -> list[str]:
+    """Words in lower case: "Blue hair, red eyes" -> ["blue", "hair", "red", "eyes"]."""
+    return re.findall(r"\w+", caption.lower())
 
 
 def split(caption: str) -> list[str]:
-    """Words and pairs of neighbouring words: "blue hair" -> ["blue", "hair", "blue hair"]."""
-    words = re.findall(r"\w+", caption.lower())
-    return words + [" ".join(pair) for pair in itertools.pairwise(words)]
+    """Words and pairs of neighboring words: "blue hair" -> ["blue", "hair", "blue hair"]."""
+    words = words_of(caption)
+    pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
+    return words + pairs
 
 
 def encode(captions: list[str], args) -> Tensor:
-    """t (N, L) int64: the places of a caption's words and pairs in args.words from 1 on, 0 behind its end."""
-    place = {word: i for i, word in enumerate(args.words, 1)}
+    """Captions -> t (N, L) int64: the numbers of their words and pairs, counted from 1 in args.words, then zeros.
+
+    With the words ["blue", "hair", "red"], "red hair" is the row [3, 2]. Pairs that args.words does not have are left
+    out. Ends the process at a word that it does not have, and at a caption without words.
+    """
+    number = {part: i for i, part in enumerate(args.words, 1)}
+    rows = []
     for caption in captions:
-        if unknown := set(re.findall(r"\w+", caption.lower()) or [""]) - place.keys():
-            common.fail(f"{min(unknown)!r} in {caption!r} is no word of the captions of the training")
-    rows = [torch.tensor([place[part] for part in split(caption) if part in place]) for caption in captions]
+        words = words_of(caption)
+        if not words:
+            common.fail(
+                f"the caption {caption!r} has no word: every prompt needs at least one (lines of --prompts: id,caption)"
+            )
+        unknown = set(words) - number.keys()
+        if unknown:
+            common.fail(
+                f"unknown word {min(unknown)!r} in {caption!r}: no training caption contains it; "
+                f"args.json of the run lists the known words"
+            )
+        rows.append(torch.tensor([number[part] for part in split(caption) if part in number]))
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def wanted(args) -> tuple:
-    """Batches of t for --sample, and the captions: that many images of each prompt, or of captions of the training."""
-    lines = common.read_text(args.prompts).splitlines() if args.prompts else []
-    asked = [(str(i), text) for i, text in enumerate(args.prompt or [], 1)]
-    asked += [line.partition(",")[::2] for line in lines if line.strip()]
-    if len({i for i, _ in asked if "/" not in i}) < len(asked) or (asked and args.text_dim):
-        common.fail("prompts need an id each, without /, and a model that learned from words, not from --embeddings")
-    rows = [{"image": f"sample_{i}_{k + 1}.png", "caption": text} for i, text in asked for k in range(args.sample)]
-    args.sample = len(rows) or args.sample
-    rows = rows or [{"caption": caption} for caption in args.captions]
-    t = encode([r["caption"] for r in rows], args) if rows else common.read_embeddings(args.embeddings)
-    turns = [i % len(t) for i in range(args.sample + args.batch)]
-    return iter(t[turns].to(args.device).split(args.batch)), [rows[i] for i in turns] if rows else []
-
-
 def text_encoder(args) -> nn.Module:
-    """t, words (N, L) or embeddings (N, text_dim) -> (N, 128)."""
-    bag = nn.EmbeddingBag(len(args.words) + 1, 128, padding_idx=0)  # mean of the vectors of words and pairs
-    return nn.Sequential(nn.Linear(args.text_dim, 128) if args.text_dim else bag, nn.LeakyReLU(0.2))
+    """t, numbers of words (N, L) or embeddings (N, text_dim) -> encoded captions (N, ENCODED)."""
+    # The mean of the vectors of all words and pairs; padding_idx leaves out the zeros behind them. It is made even if
+    # --embeddings does not need it, so that the random numbers for the other weights stay the same.
+    bag = nn.EmbeddingBag(len(args.words) + 1, ENCODED, padding_idx=0)
+    first = nn.Linear(args.text_dim, ENCODED) if args.text_dim else bag
+    return nn.Sequential(first, nn.LeakyReLU(0.2))
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), t -> images (N, C, S, S) in [-1, 1]."""
+    """Latent z (N, z_dim) and captions t -> images (N, C, S, S) in [-1, 1]."""
 
     def __init__(self, args):
         super().__init__()
-        w = widths(args)[::-1]
-        act = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
-        base = args.size >> len(w)  # 4 to 7 pixels; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        w = widths(args)[::-1]  # from the lowest resolution to the highest
+        base = args.size >> len(w)  # the lowest resolution, 4 to 7; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
         self.text = text_encoder(args)
-        layers = [nn.ConvTranspose2d(args.z_dim + 128, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, 2s, 2s), to (N, w, S/2, S/2)
+
+        # (N, z_dim + ENCODED, 1, 1) -> (N, 8w, 4, 4)
+        layers = [nn.ConvTranspose2d(args.z_dim + ENCODED, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
+        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), act]
-        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]  # (N, C, S, S) in [-1, 1]
+        # (N, w[-1], S/2, S/2) -> (N, C, S, S) in [-1, 1]
+        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.net(torch.cat([z, self.text(t)], 1)[:, :, None, None])
+        z = torch.cat([z, self.text(t)], 1)
+        return self.net(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, S, S) in [-1, 1], t -> logits (N,) of "real, and as the caption says", float32."""
+    """Images (N, C, S, S) in [-1, 1] and captions t -> logits (N,) of "real, and as the caption says", float32."""
 
     def __init__(self, args):
         super().__init__()
         w = widths(args)
         base = args.size >> len(w)
-        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]  # (N, w, S/2, S/2)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, s/2, s/2), to (N, 8w, 4, 4)
+
+        # (N, C, S, S) -> (N, w[0], S/2, S/2)
+        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        self.net, self.text = nn.Sequential(*layers), text_encoder(args)
-        both = [nn.Conv2d(w[-1] + 128, w[-1], 1, bias=False), nn.BatchNorm2d(w[-1]), nn.LeakyReLU(0.2)]
-        self.both = nn.Sequential(*both, nn.Conv2d(w[-1], 1, base), nn.Flatten(0))  # (N, 1, 1, 1) -> (N,)
+        self.net = nn.Sequential(*layers)
+        self.text = text_encoder(args)
+
+        # (N, 8w + ENCODED, 4, 4) -> (N, 8w, 4, 4)
+        layers = [nn.Conv2d(w[-1] + ENCODED, w[-1], 1, bias=False), nn.BatchNorm2d(w[-1]), nn.LeakyReLU(0.2)]
+        # (N, 8w, 4, 4) -> (N, 1, 1, 1) -> (N,)
+        layers += [nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]
+        self.both = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         x = self.net(x)
-        t = self.text(t)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # the same at every place
+        t = self.text(t)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # the same at every place of the map
         return self.both(torch.cat([x, t], 1)).float()
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), BatchNorm gains N(1, 0.02) and biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -174,9 +284,16 @@ def init_weights(module: nn.Module):
 
 
 def d_loss(real: Tensor, fake: Tensor, wrong: Tensor, mask: Tensor, t_real: float = 1.0) -> Tensor:
-    """`wrong` (K, N): scores of K kinds of wrong pairs; `mask` (N,) is 0 where such a pair is right by chance."""
-    right = (t_real * softplus(-real) + (1 - t_real) * softplus(real)).mean()  # t_real = 1: -E log s(D(x, t))
-    return right + (softplus(fake).mean() + (mask * softplus(wrong)).mean(1).sum()) / 2  # -E log(1 - s(.)) / 2 each
+    """real, fake (N,): scores of right and of generated pairs; wrong (K, N): scores of K kinds of wrong pairs.
+
+    mask (N,) is 0 where such a pair is right by chance, else 1.
+    """
+    # with the target 1: -E log s(D(x, t))
+    right = (t_real * softplus(-real) + (1 - t_real) * softplus(real)).mean()
+    # -E log(1 - s(D(...))), a half of each kind
+    generated = softplus(fake).mean()
+    mismatched = (mask * softplus(wrong)).mean(1).sum()
+    return right + (generated + mismatched) / 2
 
 
 def g_loss(fake: Tensor) -> Tensor:
@@ -184,34 +301,49 @@ def g_loss(fake: Tensor) -> Tensor:
 
 
 def derange(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Another image's place for each (N,), with another caption; mask (N,), 0 where more than half have the same."""
-    same = torch.unique(t.float().round(decimals=4), dim=0, return_inverse=True)[1]  # equal captions, equal numbers
-    order = torch.randperm(len(t), device=t.device)[same].argsort()  # equal ones side by side: half the batch apart ...
-    other = torch.empty_like(order).scatter(0, order, order.roll(len(t) // 2))  # ... they differ
-    return other, (same[other] != same).float()
+    """Give each image of a batch the caption of another: t (N, ...) -> indices (N,), mask (N,).
+
+    The indices are a permutation. The mask is 0 where both captions are the same, which happens only if more than half
+    of the batch have one caption, else 1.
+    """
+    # equal captions get equal numbers; embeddings of one text can differ in the last digits
+    caption = torch.unique(t.float().round(decimals=4), dim=0, return_inverse=True)[1]
+
+    # Sort by caption, with the captions in random order. Equal captions are then side by side, so that images half a
+    # batch apart have different ones.
+    order = torch.randperm(len(t), device=t.device)[caption].argsort()
+    other = torch.empty_like(order)
+    other[order] = order.roll(len(t) // 2)
+    mask = (caption[other] != caption).float()
+    return other, mask
 
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """Algorithm 1: one update of D on right, wrong and generated pairs, one of G on the noise that D has seen."""
-    # (1) D: maximise E log s(D(x, t)) + (E log(1 - s(D(x, t_wrong))) + E log(1 - s(D(G(z, t), t)))) / 2
+    # (1) D: maximize E log s(D(x, t)) + (E log(1 - s(D(x, t_wrong))) + E log(1 - s(D(G(z, t), t)))) / 2
     D.requires_grad_(True)
-    x_real, t = next(data)
+    x_real, t = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1], (N, L)
     other, mask = derange(t)
     with autocast(args):
         x_fake = G(noise(len(x_real), args), t)  # with its graph: (2) uses it again
-        real, fake = D(x_real, t), D(x_fake.detach(), t)
-        wrong = [D(x_real, t[other])] + ([D(x_real[other], t)] if args.wrong_image else [])
+        # a pass for each kind of pair, so that BatchNorm normalizes them separately
+        real = D(x_real, t)
+        fake = D(x_fake.detach(), t)
+        wrong = [D(x_real, t[other])]
+        if args.wrong_image:
+            wrong.append(D(x_real[other], t))
         loss_D = d_loss(real, fake, torch.stack(wrong), mask, args.real_label)
     step(opt_D, loss_D)
 
-    # (2) G: maximise E log s(D(G(z, t), t)) - l2 E (s(D(x, t)) - s(D(G(z, t), t)))^2 - l1 E |G(z, t) - x|
+    # (2) G: maximize E log s(D(G(z, t), t)) - l2 E (s(D(x, t)) - s(D(G(z, t), t)))^2 - l1 E |G(z, t) - x|
     D.requires_grad_(False)  # no gradients for weights that are not updated
     with autocast(args):
         fake = D(x_fake, t)
         loss_G = g_loss(fake)
         if args.l2 or args.l1:
             verdicts = (D(x_real, t).sigmoid().detach() - fake.sigmoid()).square().mean()
-            loss_G = loss_G + args.l2 * verdicts + args.l1 * (x_fake - x_real).abs().mean()
+            pixels = (x_fake - x_real).abs().mean()
+            loss_G = loss_G + args.l2 * verdicts + args.l1 * pixels
     step(opt_G, loss_G)
     return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach()}
 
@@ -220,29 +352,40 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
 
 
 def noise(n: int, args) -> Tensor:
-    """z (n, z_dim): N(0, 1) or U(-1, 1)."""
+    """n latents z (n, z_dim), from N(0, 1) or U(-1, 1)."""
     z = torch.empty(n, args.z_dim, device=args.device)
     return z.normal_() if args.noise == "normal" else z.uniform_(-1, 1)
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
+    """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
+
+    bfloat16 has the range of float32, so that losses need no scaling.
+    """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 
 def step(opt: torch.optim.Optimizer, loss: Tensor):
-    """Update the parameters of `opt`, with gradients averaged over all processes (README: Why no DDP wrapper)."""
+    """One update of the parameters of `opt`, with gradients averaged over all processes.
+
+    Averaged by hand, because DistributedDataParallel does it in hooks of backward(), which do not suit two networks
+    that take turns (README, "Why no DDP wrapper").
+    """
     opt.zero_grad()
     loss.backward()
+
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # as 0, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
             p.grad = torch.zeros_like(p)
+
     if dist.is_initialized():
+        # all gradients as one vector, because one all_reduce is faster than many
         flat = torch.cat([p.grad.flatten() for p in params])
         dist.all_reduce(flat)
+        flat /= dist.get_world_size()
         for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(grad.view_as(p) / dist.get_world_size())
+            p.grad.copy_(grad.view_as(p))
     opt.step()
 
 
@@ -256,78 +399,210 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 
 
 def setup(args) -> tuple[int, int]:
-    """Settle args.device and args.autocast, join the processes that torchrun started; returns (rank, their number)."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Choose the device and the precision, and join the processes that torchrun started.
+
+    Sets args.device and args.autocast; returns (rank, number of processes), of all machines together.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
-        common.fail(f"--batch {args.batch} cannot be divided among {world} processes")
+        common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+
     if args.device == "auto":
-        mps = torch.backends.mps.is_available() and world == 1  # gloo does not reach it
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        if torch.cuda.is_available():
+            args.device = "cuda"
+        elif torch.backends.mps.is_available() and world == 1:  # processes cannot exchange MPS tensors
+            args.device = "mps"
+        else:
+            args.device = "cpu"
     if args.device == "cuda":
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process of this machine
+
     try:
         if "cuda" in args.device:
             torch.cuda.set_device(args.device)
         torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        common.fail(f"--device {args.device} is not to be had here ({str(error).splitlines()[0]})")
-    torch.backends.cudnn.benchmark = True
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
+
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
     args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")
+        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
+
+
+def resume(state: dict, args) -> int:
+    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    for name, values in saved["state"].items():
+        if "param_groups" in values:
+            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            values["param_groups"] = state[name].state_dict()["param_groups"]
+        state[name].load_state_dict(values)
+    return saved["step"]
+
+
+def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """G, D, and G_ema, the moving average of G, on the device."""
+    # channels_last is the fastest layout for convolutions, but gives wrong gradients on MPS: pytorch#175189
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
+    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    return G, D, G_ema
+
+
+# --- sampling and training ---
+
+
+def read_captions(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
+    """Indices (n,) of the images that have a caption, and their t.
+
+    Sets args.words, args.text_dim and args.captions, which checkpoints keep. Ends the process if a resumed run has
+    other words or embeddings than its checkpoint.
+    """
+    rows, captions = labels.load_labels(args, names, text=True)
+    words = []
+    text_dim = 0
+    if args.embeddings:
+        text_dim = len(captions[0])  # vectors stand in for the captions
+    else:
+        words = sorted({part for caption in captions for part in split(caption)})
+
+    if args.resume and text_dim != args.text_dim:
+        expected = f"vectors of {args.text_dim} numbers" if args.text_dim else "words"
+        common.fail(
+            f"--embeddings {args.embeddings} has vectors of {text_dim} numbers, but {args.checkpoint} was trained on "
+            f"{expected}: leave out --embeddings, or restore that file, to continue"
+        )
+    # other words would give the rows of the encoders another meaning
+    if args.resume and words != args.words:
+        common.fail(f"the captions have other words than those of {args.checkpoint}: continue with the same --labels")
+    args.words = words
+    args.text_dim = text_dim
+    if args.embeddings:
+        args.captions = []
+        return rows, torch.stack(captions)
+
+    # Captions for --sample, each once. Sorted by a checksum, they are mixed, but the same in every run.
+    mixed = sorted(set(captions), key=lambda caption: zlib.crc32(caption.encode()))
+    args.captions = mixed[:1000]
+    return rows, encode(captions, args)
+
+
+def read_prompts(args) -> list[tuple[str, str]]:
+    """(id, caption) of each --prompt, with the ids "1", "2", ..., then of each line "id,caption" of --prompts.
+
+    Ends the process if the model cannot read prompts, or if an id cannot be in the names of its files.
+    """
+    found = [(str(i), caption) for i, caption in enumerate(args.prompt or [], 1)]
+    if args.prompts:
+        for line in labels.read_text(args.prompts).splitlines():
+            if line.strip():
+                name, _, caption = line.partition(",")
+                found.append((name, caption))
+
+    if found and args.text_dim:
+        common.fail(
+            f"{args.checkpoint} was trained with --embeddings and cannot read prompts: encode them with the same "
+            f"encoder, and give the vectors with --embeddings FILE --sample N"
+        )
+    seen = set()
+    for name, _ in found:
+        if "/" in name:
+            common.fail(f'the prompt id {name!r} contains "/", but it becomes part of a file name: rename it')
+        if name in seen:
+            common.fail(f"the prompt id {name!r} is used twice: rename one (--prompt takes the ids 1, 2, ...)")
+        seen.add(name)
+    return found
+
+
+def rows_of(prompts: list[tuple[str, str]], each: int) -> list[dict[str, str]]:
+    """Rows of labels.csv: images 1 to `each` of every prompt.
+
+    [("7", "red hair")] -> [{"image": "sample_7_1.png", "caption": "red hair"}, {"image": "sample_7_2.png", ...}, ...]
+    """
+    rows = []
+    for name, caption in prompts:
+        for k in range(1, each + 1):
+            rows.append({"image": f"sample_{name}_{k}.png", "caption": caption})
+    return rows
+
+
+def wanted(args) -> tuple[Iterator[Tensor], list[dict[str, str]]]:
+    """Batches of t for --sample, and the row of labels.csv of each image.
+
+    Prompts are drawn --sample times each, so that args.sample becomes the number of all images. Without prompts, the
+    captions of the training come in turn, or, without rows, the vectors of --embeddings.
+    """
+    prompts = read_prompts(args)
+    if prompts:
+        rows = rows_of(prompts, args.sample)
+        args.sample = len(rows)
+    else:
+        rows = [{"caption": caption} for caption in args.captions]
+
+    if rows:
+        t = encode([row["caption"] for row in rows], args)
+    else:
+        t = labels.read_embeddings(args.embeddings)
+
+    # in turn, and a batch more than --sample asks for, because the last batch is drawn whole
+    turns = [i % len(t) for i in range(args.sample + args.batch)]
+    batches = t[turns].to(args.device).split(args.batch)
+    shown = [rows[i] for i in turns] if rows else []
+    return iter(batches), shown
+
+
+def sample(G_ema: nn.Module, args):
+    """Write --sample images, drawn by the moving average of the checkpoint, with their captions in labels.csv."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    G_ema.load_state_dict(saved["state"]["G_ema"])
+    G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
+    torch.manual_seed(args.seed)
+    batches, rows = wanted(args)
+    common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(batches)), rows)
 
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
     rank, world = setup(args)
-    if not args.sample:
+    if not args.sample:  # before the networks, whose shapes depend on the words
         images, names = common.load_images(args)
-        rows, captions = common.load_labels(args, names, text=True)
-        text = ([], len(captions[0])) if args.embeddings else (sorted({w for c in captions for w in split(c)}), 0)
-        if args.resume and text != (args.words, args.text_dim):
-            common.fail(f"the captions have other words than those of {args.checkpoint}: go on with the same --labels")
-        args.words, args.text_dim = text
-        args.captions = sorted({*captions}, key=lambda c: zlib.crc32(c.encode()))[:1000] if args.words else []
-        t = encode(captions, args) if args.words else torch.stack(captions)
-    torch.manual_seed(args.seed)  # the same weights on all ranks
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last  # wrong gradients: pytorch#175189
-    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
-    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+        rows, t = read_captions(args, names)
+    torch.manual_seed(args.seed)  # the same initial weights on all ranks
+    G, D, G_ema = build(args)
     if args.sample:
-        G_ema.load_state_dict(common.read_checkpoint(args.checkpoint, args.script)["state"]["G_ema"])
-        G_ema.train(args.sample_mode == "batch")
-        torch.manual_seed(args.seed)
-        parts, captions = wanted(args)
-        common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(parts)), captions)
+        sample(G_ema, args)
         return {"G_ema": G_ema}
 
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
     data = common.Batches(images, args, rank, world, rows, t)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = 0
-    if args.resume:
-        saved = common.read_checkpoint(args.checkpoint, args.script)
-        start = saved["step"]
-        for name, values in saved["state"].items():
-            if "param_groups" in values:  # learning rates, betas and kernels are those of this start
-                values["param_groups"] = state[name].state_dict()["param_groups"]
-            state[name].load_state_dict(values)
+    start = resume(state, args) if args.resume else 0
 
-    fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)  # one z a column
-    fixed_t = t[[i // 8 * len(t) // 8 for i in range(common.GRID)]].to(args.device)  # one caption a row
+    # in the grid, the images of a column share their z, and those of a row the caption of one training image
+    fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)
+    shown = [row * len(t) // 8 for row in range(8)]
+    fixed_t = t[shown].repeat_interleave(8, 0).to(args.device)
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_t), rank) as run:
-        run.save(state)
+        run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
-            # a resumed run draws the same noise; mixed, because torch's CPU generator takes only 32 bits of a seed
+            # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because
+            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             metrics = train_step(G, D, opt_G, opt_D, data, args)
-            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon
+
+            # warm-up: at first the average spans about a tenth of the steps so far, to forget the random start
+            decay = min(args.ema, (1 + i) / (10 + i))
+            update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():
+            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
+
     if world > 1:
         dist.destroy_process_group()
     return state

@@ -1,25 +1,29 @@
-"""InfoGAN - Chen et al. 2016, "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative
-Adversarial Nets", arXiv 1606.03657.
+"""InfoGAN - Chen et al. 2016, arXiv 1606.03657.
+
+"InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets"
 
     min_{G, Q} max_D  V(D, G) - lambda L_I        L_I = E log Q(c | G(z, c)) + H(c) <= I(c; G(z, c))
 
-What is specific to this file: G gets a code c beside z, a category and numbers in [-1, 1], and Q, heads on D's maps,
-must tell it from the image. So the code can come to stand for what is plain to see, and nobody gave a label.
+What is specific to this file: Next to z, G gets a code c: a category and numbers in [-1, 1]. Q, further outputs of D's
+last layer, must recover the code from the image. So the code can come to stand for what is easy to see in images,
+although nobody labeled them.
 
-Q(c | x) is a softmax for the category, a Gaussian of spread 1 for each number: -log Q is cross-entropy and half the
-squared error. L_I is in D's step as in G's, as in the authors' code: Q's weights are in D's optimiser. Differs from the
-paper: G learns with the non-saturating loss (or --adv lsgan), heads are linear, networks are DCGAN's, lambda is 0.1 for
-the numbers (authors: 1), 8 categories, the columns of a grid (paper: 10 for ten digits), a spread that is not learned
-(as in the authors' code for digits), and G learns on the noise and codes that D has seen (authors: new ones). Samples
-come from a moving average of G (arXiv 1710.10196).
+Q(c | x) is a softmax for the category and a Gaussian of standard deviation 1 for each number: -log Q is cross-entropy
+and half the squared error. L_I is in D's step and in G's step, as in the authors' code: the weights of Q belong to D's
+optimizer.
+
+Differs from the paper: G learns with the non-saturating loss (or --adv lsgan). Q's outputs are linear. The networks are
+DCGAN's. lambda is 0.1 for the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten
+digits). The standard deviation is not learned (as in the authors' code for digits). G learns on the noise and codes
+that D has seen (authors: new ones). Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python infogan.py                                               # built-in faces, a few minutes on a CPU
     python infogan.py --path data/anime --size 64 --out runs/anime  # any folder of images, no labels
     torchrun --nproc-per-node=8 infogan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps in 5.3 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 93 % ± 1 can
-be read as a face, with 58 ± 32 of the 132 combinations of hair and eyes; normalised mutual information of the category
-and the attribute that it knows best: 0.51 ± 0.06 (3 seeds).
+be read as a face, with 58 ± 32 of the 132 combinations of hair and eyes; normalized mutual information of the category
+and the attribute that it matches best: 0.51 ± 0.06 (3 seeds: mean ± standard deviation; read by faces.py).
 """
 
 import argparse
@@ -36,90 +40,169 @@ from torch.nn.functional import cross_entropy, one_hot, softplus
 
 import common
 
-# what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_d": 3e-4}
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "categories", "codes")  # what a checkpoint must agree on
+# These values replace the defaults, which are the paper's, if there is no --path: for a few minutes on a CPU.
+PRESET = {
+    "size": 32,
+    "width": 32,
+    "batch": 16,
+    "steps": 10_000,
+    "lr_d": 3e-4,
+}
+# Flags that change the networks: a checkpoint fits only the values that it was trained with.
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "categories", "codes")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
-        epilog=f"Without --path: {PRESET}. Flags given by hand win.",
+        epilog=f"Without --path, these values replace the defaults: {PRESET}. Flags that are given take precedence.",
         usage="%(prog)s [--path FOLDER] [flags]; --help lists the flags",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser.add_argument_group("method")
-    group.add_argument("--lr-g", type=common.between(0.0), default=1e-3, help="learning rate of G")
-    group.add_argument("--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D")
-    group.add_argument("--beta1", type=common.between(0.0, 0.9999), default=0.5, help="Adam's decay of the mean")
-    group.add_argument("--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam's decay of the square")
-    group.add_argument("--z-dim", type=common.between(1), default=62, help="size of the noise")
-    group.add_argument("--noise", choices=("normal", "uniform"), default="uniform", help="N(0, 1) or U(-1, 1)")
-    group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
-    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation of G")
-    group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
-    group.add_argument("--categories", type=common.between(2), default=8, help="values of the categorical code")
-    group.add_argument("--codes", type=common.between(1), default=2, help="continuous codes")
-    group.add_argument("--info-cat", type=common.between(0.0), default=1.0, help="lambda of the categorical code")
-    group.add_argument("--info-con", type=common.between(0.0), default=0.1, help="lambda of the continuous codes")
-    group.add_argument("--adv", choices=("ns", "lsgan"), default="ns", help="loss: non-saturating or least squares")
-    group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
-        "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
+        "--lr-g", type=common.between(0.0), default=1e-3, help="learning rate of G; too high and training diverges"
     )
-    group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on CUDA")
+    group.add_argument(
+        "--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D; higher makes D stronger against G"
+    )
+    group.add_argument(
+        "--beta1",
+        type=common.between(0.0, 0.9999),
+        default=0.5,
+        help="Adam beta1 (decay of the gradient average); 0.9, Adam's usual value, can make a GAN collapse",
+    )
+    group.add_argument(
+        "--beta2", type=common.between(0.0, 0.9999), default=0.999, help="Adam beta2 (decay of the squared gradients)"
+    )
+    group.add_argument(
+        "--z-dim", type=common.between(1), default=62, help="length of the latent z; tiny values limit variety"
+    )
+    group.add_argument(
+        "--noise", choices=("normal", "uniform"), default="uniform", help="distribution of z: N(0, 1) or U(-1, 1)"
+    )
+    group.add_argument(
+        "--width",
+        type=common.between(1),
+        default=64,
+        help="channels at the highest resolution, doubled at each lower one; more gives finer images and slower steps",
+    )
+    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation in G: ReLU or leaky ReLU")
+    group.add_argument(
+        "--ema",
+        type=common.between(0.0, 1.0),
+        default=0.999,
+        help="decay of the moving average of G that samples come from; closer to 1 averages over more steps, 0 is off",
+    )
+    group.add_argument(
+        "--categories", type=common.between(2), default=8, help="number of values of the categorical code"
+    )
+    group.add_argument("--codes", type=common.between(1), default=2, help="number of continuous codes")
+    group.add_argument(
+        "--info-cat",
+        type=common.between(0.0),
+        default=1.0,
+        help="lambda of the categorical code; higher makes the category easier to recover from the image",
+    )
+    group.add_argument(
+        "--info-con",
+        type=common.between(0.0),
+        default=0.1,
+        help="lambda of the continuous codes; higher makes the numbers easier to recover from the image",
+    )
+    group.add_argument(
+        "--adv",
+        choices=("ns", "lsgan"),
+        default="ns",
+        help="adversarial loss: non-saturating (ns) or least squares (lsgan)",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+    )
+    group.add_argument(
+        "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
+    )
+    group.add_argument(
+        "--seed",
+        type=common.between(0, 2**32 - 1),
+        default=0,
+        help="seed of the initial weights, the noise and the order of the images; with --sample, of noise and codes",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
+    group.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+    )
     common.add_data_flags(parser)
     common.add_output_flags(parser, __file__)
     return common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
 
 
 def widths(args) -> list[int]:
-    """Channels from the largest map (S/2 pixels wide) to the smallest (4 to 7): w, 2w, 4w, 8w, 8w, ..."""
-    return [args.width * min(2**level, 8) for level in range(int(math.log2(args.size / 4)))]
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+
+    They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
+    """
+    levels = int(math.log2(args.size / 4))
+    return [args.width * min(2**level, 8) for level in range(levels)]
 
 
 def draw_codes(n: int, args) -> Tensor:
-    """c (n, categories + codes): a one-hot category, each alike often, and numbers from U(-1, 1)."""
-    category = one_hot(torch.randint(args.categories, (n,), device=args.device), args.categories)
-    return torch.cat([category, torch.empty(n, args.codes, device=args.device).uniform_(-1, 1)], 1)
+    """n codes c (n, categories + codes): a one-hot category, all equally likely, and numbers from U(-1, 1)."""
+    category = torch.randint(args.categories, (n,), device=args.device)
+    numbers = torch.empty(n, args.codes, device=args.device).uniform_(-1, 1)
+    return torch.cat([one_hot(category, args.categories), numbers], 1)
 
 
 def describe(c: list[float], args) -> dict[str, str]:
-    numbers = {f"code{i}": f"{value:.4f}" for i, value in enumerate(c[args.categories :], 1)}
-    return {"category": str(c.index(max(c[: args.categories])))} | numbers
+    """One code: [0, 1, 0, 0.5, -0.25] with 3 categories -> {"category": "1", "code1": "0.5000", "code2": "-0.2500"}."""
+    row = {"category": str(c.index(1))}
+    for i, number in enumerate(c[args.categories :], 1):
+        row[f"code{i}"] = f"{number:.4f}"
+    return row
 
 
 def grid_codes(args) -> Tensor:
-    """c of the grid: the first 8 categories, one a column, in rows 1 to 4; then the first 4 numbers from -1 to 1."""
-    c = torch.zeros(8, 8, args.categories + args.codes)
-    for i in range(8):
-        c[:4, i, i % args.categories] = 1
+    """c (64, categories + codes) of the grid, row by row.
+
+    Rows 1 to 4 have the first 8 categories, one in each column, with all numbers 0. In each of rows 5 to 8, one number
+    goes from -1 to 1; the category and the other numbers stay the same.
+    """
+    c = torch.zeros(8, 8, args.categories + args.codes)  # row, column, code
+    for column in range(8):
+        c[:4, column, column % args.categories] = 1
     for row in range(4, 8):
         c[row, :, row % args.categories] = 1
-        c[row, :, args.categories + (row - 4) % args.codes] = torch.linspace(-1, 1, 8)
+        number = args.categories + (row - 4) % args.codes
+        c[row, :, number] = torch.linspace(-1, 1, 8)
     return c.flatten(0, 1).to(args.device)
 
 
 class Generator(nn.Module):
-    """z (N, z_dim), c (N, categories + codes) -> images (N, C, S, S) in [-1, 1]."""
+    """Latent z (N, z_dim) and codes c (N, categories + codes) -> images (N, C, S, S) in [-1, 1]."""
 
     def __init__(self, args):
         super().__init__()
-        w = widths(args)[::-1]
-        act = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
-        base = args.size >> len(w)  # 4 to 7 pixels; --size 64: 4 -> 8 -> 16 -> 32 -> 64
-        c_in = args.z_dim + args.categories + args.codes
-        layers = [nn.ConvTranspose2d(c_in, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]  # (N, 8w, 4, 4)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, 2s, 2s), to (N, w, S/2, S/2)
+        w = widths(args)[::-1]  # from the lowest resolution to the highest
+        base = args.size >> len(w)  # the lowest resolution, 4 to 7; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
+        c_dim = args.categories + args.codes
+
+        # (N, z_dim + c_dim, 1, 1) -> (N, 8w, 4, 4)
+        layers = [nn.ConvTranspose2d(args.z_dim + c_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
+        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), act]
-        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]  # (N, C, S, S) in [-1, 1]
+        # (N, w[-1], S/2, S/2) -> (N, C, S, S) in [-1, 1]
+        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        return self.net(torch.cat([z, c], 1)[:, :, None, None])
+        z = torch.cat([z, c], 1)
+        return self.net(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
@@ -129,19 +212,24 @@ class Discriminator(nn.Module):
         super().__init__()
         w = widths(args)
         base = args.size >> len(w)
-        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]  # (N, w, S/2, S/2)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, s/2, s/2), to (N, 8w, 4, 4)
+        c_dim = args.categories + args.codes
+
+        # (N, C, S, S) -> (N, w[0], S/2, S/2)
+        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        layers += [nn.Conv2d(w[-1], 1 + args.categories + args.codes, base), nn.Flatten()]
+        # (N, 8w, 4, 4) -> (N, 1 + c_dim, 1, 1) -> (N, 1 + c_dim)
+        layers += [nn.Conv2d(w[-1], 1 + c_dim, base), nn.Flatten()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out = self.net(x).float()
-        return out[:, 0], out[:, 1:]  # the heads: columns of one layer
+        return out[:, 0], out[:, 1:]  # D's score and Q are columns of one layer
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), BatchNorm gains N(1, 0.02) and biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -153,33 +241,45 @@ def init_weights(module: nn.Module):
 def d_loss(real: Tensor, fake: Tensor, adv: str = "ns") -> Tensor:
     if adv == "lsgan":
         return ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2
-    return softplus(-real).mean() + softplus(fake).mean()  # -E log sigmoid(real) - E log(1 - sigmoid(fake))
+    # -E log sigmoid(real) - E log(1 - sigmoid(fake))
+    return softplus(-real).mean() + softplus(fake).mean()
 
 
 def g_loss(fake: Tensor, adv: str = "ns") -> Tensor:
-    return ((fake - 1) ** 2).mean() / 2 if adv == "lsgan" else softplus(-fake).mean()  # -E log sigmoid(fake)
+    if adv == "lsgan":
+        return ((fake - 1) ** 2).mean() / 2
+    return softplus(-fake).mean()  # -E log sigmoid(fake)
 
 
 def info_loss(q: Tensor, c: Tensor, args) -> tuple[Tensor, Tensor, Tensor]:
-    """-lambda E log Q(c | x) without its constants, and its parts: cross-entropy, mean squared error."""
+    """-lambda E log Q(c | x) without constants; cross-entropy of the category; mean squared error of the numbers.
+
+    q (N, categories + codes) is what Q says, c (N, categories + codes) the codes that the images were made from.
+    """
     k = args.categories
-    category, numbers = cross_entropy(q[:, :k], c[:, :k]), (q[:, k:] - c[:, k:]).square().mean()
-    return args.info_cat * category + args.info_con * args.codes * numbers / 2, category, numbers
+    category = cross_entropy(q[:, :k], c[:, :k])
+    numbers = (q[:, k:] - c[:, k:]).square().mean()
+    # -log of the Gaussians is half the sum of the squared errors: `codes` times half their mean
+    information = args.info_cat * category + args.info_con * args.codes * numbers / 2
+    return information, category, numbers
 
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """One update of D and Q, one of G on the noise and codes that they have seen."""
-    # (1) D and Q: maximise E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z, c)))) + lambda E log Q(c | G(z, c))
+    # (1) D and Q: maximize E log sigmoid(D(x)) + E log(1 - sigmoid(D(G(z, c)))) + lambda E log Q(c | G(z, c))
     D.requires_grad_(True)
-    x_real = next(data)
+    x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
     c = draw_codes(len(x_real), args)
     with autocast(args):
         x_fake = G(noise(len(x_real), args), c)  # with its graph: (2) uses it again
-        (real, _), (fake, q) = D(x_real), D(x_fake.detach())  # apart: each batch has its own BatchNorm statistics
-        loss_D = d_loss(real, fake, args.adv) + info_loss(q, c, args)[0]
+        # two passes, so that BatchNorm normalizes real and generated images separately
+        real, _ = D(x_real)
+        fake, q = D(x_fake.detach())
+        information, _, _ = info_loss(q, c, args)
+        loss_D = d_loss(real, fake, args.adv) + information
     step(opt_D, loss_D)
 
-    # (2) G: maximise E log sigmoid(D(G(z, c))) + lambda E log Q(c | G(z, c))
+    # (2) G: maximize E log sigmoid(D(G(z, c))) + lambda E log Q(c | G(z, c))
     D.requires_grad_(False)  # no gradients for weights that are not updated
     with autocast(args):
         fake, q = D(x_fake)
@@ -194,29 +294,40 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
 
 
 def noise(n: int, args) -> Tensor:
-    """z (n, z_dim): N(0, 1) or U(-1, 1)."""
+    """n latents z (n, z_dim), from N(0, 1) or U(-1, 1)."""
     z = torch.empty(n, args.z_dim, device=args.device)
     return z.normal_() if args.noise == "normal" else z.uniform_(-1, 1)
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
+    """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
+
+    bfloat16 has the range of float32, so that losses need no scaling.
+    """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 
 def step(opt: torch.optim.Optimizer, loss: Tensor):
-    """Update the parameters of `opt`, with gradients averaged over all processes (README: Why no DDP wrapper)."""
+    """One update of the parameters of `opt`, with gradients averaged over all processes.
+
+    Averaged by hand, because DistributedDataParallel does it in hooks of backward(), which do not suit two networks
+    that take turns (README, "Why no DDP wrapper").
+    """
     opt.zero_grad()
     loss.backward()
+
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # as 0, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
             p.grad = torch.zeros_like(p)
+
     if dist.is_initialized():
+        # all gradients as one vector, because one all_reduce is faster than many
         flat = torch.cat([p.grad.flatten() for p in params])
         dist.all_reduce(flat)
+        flat /= dist.get_world_size()
         for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(grad.view_as(p) / dist.get_world_size())
+            p.grad.copy_(grad.view_as(p))
     opt.step()
 
 
@@ -230,74 +341,114 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 
 
 def setup(args) -> tuple[int, int]:
-    """Settle args.device and args.autocast, join the processes that torchrun started; returns (rank, their number)."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Choose the device and the precision, and join the processes that torchrun started.
+
+    Sets args.device and args.autocast; returns (rank, number of processes), of all machines together.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
-        common.fail(f"--batch {args.batch} cannot be divided among {world} processes")
+        common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+
     if args.device == "auto":
-        mps = torch.backends.mps.is_available() and world == 1  # gloo does not reach it
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        if torch.cuda.is_available():
+            args.device = "cuda"
+        elif torch.backends.mps.is_available() and world == 1:  # processes cannot exchange MPS tensors
+            args.device = "mps"
+        else:
+            args.device = "cpu"
     if args.device == "cuda":
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process of this machine
+
     try:
         if "cuda" in args.device:
             torch.cuda.set_device(args.device)
         torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        common.fail(f"--device {args.device} is not to be had here ({str(error).splitlines()[0]})")
-    torch.backends.cudnn.benchmark = True
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
+
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
     args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")
+        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
+
+
+def resume(state: dict, args) -> int:
+    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    for name, values in saved["state"].items():
+        if "param_groups" in values:
+            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            values["param_groups"] = state[name].state_dict()["param_groups"]
+        state[name].load_state_dict(values)
+    return saved["step"]
+
+
+def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """G, D, and G_ema, the moving average of G, on the device."""
+    # channels_last is the fastest layout for convolutions, but gives wrong gradients on MPS: pytorch#175189
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
+    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    return G, D, G_ema
+
+
+# --- sampling and training ---
+
+
+def sample(G_ema: nn.Module, args):
+    """Write --sample images, drawn by the moving average of the checkpoint, with their codes in labels.csv."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    G_ema.load_state_dict(saved["state"]["G_ema"])
+    G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
+    torch.manual_seed(args.seed)
+    drawn = []  # rows of labels.csv, which grow as images are drawn
+
+    def generate() -> Tensor:
+        c = draw_codes(args.batch, args)
+        drawn.extend(describe(row, args) for row in c.tolist())
+        return G_ema(noise(args.batch, args), c)
+
+    common.write_samples(args, generate, drawn)
 
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
     rank, world = setup(args)
-    torch.manual_seed(args.seed)  # the same weights on all ranks
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last  # wrong gradients: pytorch#175189
-    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
-    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    torch.manual_seed(args.seed)  # the same initial weights on all ranks
+    G, D, G_ema = build(args)
     if args.sample:
-        G_ema.load_state_dict(common.read_checkpoint(args.checkpoint, args.script)["state"]["G_ema"])
-        G_ema.train(args.sample_mode == "batch")
-        torch.manual_seed(args.seed)
-        drawn = []
-
-        def generate():
-            c = draw_codes(args.batch, args)
-            drawn.extend(describe(row, args) for row in c.tolist())
-            return G_ema(noise(args.batch, args), c)
-
-        common.write_samples(args, generate, drawn)
+        sample(G_ema, args)
         return {"G_ema": G_ema}
 
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
-    data = common.Batches(common.load_images(args)[0], args, rank, world)
+    images, _ = common.load_images(args)
+    data = common.Batches(images, args, rank, world)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = 0
-    if args.resume:
-        saved = common.read_checkpoint(args.checkpoint, args.script)
-        start = saved["step"]
-        for name, values in saved["state"].items():
-            if "param_groups" in values:  # learning rates, betas and kernels are those of this start
-                values["param_groups"] = state[name].state_dict()["param_groups"]
-            state[name].load_state_dict(values)
+    start = resume(state, args) if args.resume else 0
 
-    fixed_z, fixed_c = noise(common.GRID, args)[::8].repeat_interleave(8, 0), grid_codes(args)  # a z for each row
+    # in the grid, the images of a row share their z, and only their codes differ
+    fixed_z = noise(common.GRID, args)[::8].repeat_interleave(8, 0)
+    fixed_c = grid_codes(args)
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_c), rank) as run:
-        run.save(state)
+        run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
-            # a resumed run draws the same noise; mixed, because torch's CPU generator takes only 32 bits of a seed
+            # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because
+            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             metrics = train_step(G, D, opt_G, opt_D, data, args)
-            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon
+
+            # warm-up: at first the average spans about a tenth of the steps so far, to forget the random start
+            decay = min(args.ema, (1 + i) / (10 + i))
+            update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():
+            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
+
     if world > 1:
         dist.destroy_process_group()
     return state

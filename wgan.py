@@ -2,22 +2,23 @@
 
     max_D  E D(x) - E D(G(z)),  every weight of D in [-c, c]        min_G  - E D(G(z))
 
-What is specific to this file: D is a critic, whose scores have no scale of their own; its weights are clipped after
-each of its updates, so that it stays Lipschitz, and it is updated n_critic times for each update of G (Algorithm 1).
-RMSprop, because momentum and high learning rates made the training unstable (section 4). -loss_D is logged as
-`wasserstein`: up to a factor an estimate of the distance between data and samples.
+What is specific to this file: D is a critic, whose scores are not probabilities but any numbers. Its weights are
+clipped after each of its updates, so that it stays Lipschitz, and it is updated n_critic times per update of G
+(Algorithm 1). The optimizer is RMSprop, because momentum and high learning rates made training unstable (section 4).
+The negative of loss_D is logged as `wasserstein`: up to a factor, an estimate of the distance between data and samples.
 
 Differs from the paper: nothing in the algorithm. The authors' code clips before the critic's step, so that G meets an
-unclipped critic, and gives the critic 100 steps at the start and at times; this follows the paper. BatchNorm is where
-their code has it, with its gains clipped too. Samples come from a moving average of G (arXiv 1710.10196).
+unclipped critic, and gives the critic 100 steps at the start and from time to time; this file follows the paper.
+BatchNorm is where their code has it, and its gains are clipped, too. Samples come from an exponential moving average
+of G's weights (arXiv 1710.10196).
 
     python wgan.py                                               # built-in faces, a few minutes on a CPU
     python wgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
     torchrun --nproc-per-node=8 wgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps, n_critic 2, in 7.9 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
-17 % ± 2 can be read as a face, with 22 ± 5 of the 132 combinations of hair and eyes (3 seeds). 83 % have the layout of
-a face, but the two eyes seldom have the same colour.
+17 % ± 2 can be read as a face, with 22 ± 5 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
+deviation; read by faces.py). 83 % have the layout of a face, but the two eyes seldom have the same color.
 """
 
 import argparse
@@ -33,58 +34,115 @@ from torch import Tensor, nn
 
 import common
 
-# what replaces the defaults without --path
-PRESET = {"size": 32, "width": 32, "batch": 16, "steps": 10_000, "lr_g": 5e-4, "lr_d": 3e-4, "n_critic": 2}
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")  # what a checkpoint must agree on
+# These values replace the defaults, which are the paper's, if there is no --path: for a few minutes on a CPU.
+PRESET = {
+    "size": 32,
+    "width": 32,
+    "batch": 16,
+    "steps": 10_000,
+    "lr_g": 5e-4,
+    "lr_d": 3e-4,
+    "n_critic": 2,
+}
+# Flags that change the networks: a checkpoint fits only the values that it was trained with.
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
-        epilog=f"Without --path: {PRESET}. Flags given by hand win.",
+        epilog=f"Without --path, these values replace the defaults: {PRESET}. Flags that are given take precedence.",
         usage="%(prog)s [--path FOLDER] [flags]; --help lists the flags",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     group = parser.add_argument_group("method")
-    group.add_argument("--lr-g", type=common.between(0.0), default=5e-5, help="learning rate of G")
-    group.add_argument("--lr-d", type=common.between(0.0), default=5e-5, help="learning rate of D")
-    group.add_argument("--z-dim", type=common.between(1), default=100, help="size of the noise")
-    group.add_argument("--noise", choices=("normal", "uniform"), default="normal", help="N(0, 1) or U(-1, 1)")
-    group.add_argument("--width", type=common.between(1), default=64, help="channels of the largest map of G and D")
-    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation of G")
-    group.add_argument("--ema", type=common.between(0.0, 1.0), default=0.999, help="decay of the moving average of G")
-    group.add_argument("--n-critic", type=common.between(1), default=5, help="updates of D for each of G")
-    group.add_argument("--clip", type=common.between(1e-6), default=0.01, help="bound c of the weights of D")
-    group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=common.between(1), default=50_000, help="steps of training in total")
-    group.add_argument("--batch", type=common.between(2), default=64, help="images of an update, over all processes")
     group.add_argument(
-        "--seed", type=common.between(0, 2**32 - 1), default=0, help="of weights, noise and order; of --sample"
+        "--lr-g", type=common.between(0.0), default=5e-5, help="learning rate of G; too high and training diverges"
     )
-    group.add_argument("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    group.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on CUDA")
+    group.add_argument(
+        "--lr-d", type=common.between(0.0), default=5e-5, help="learning rate of D; higher makes D stronger against G"
+    )
+    group.add_argument(
+        "--z-dim", type=common.between(1), default=100, help="length of the latent z; tiny values limit variety"
+    )
+    group.add_argument(
+        "--noise", choices=("normal", "uniform"), default="normal", help="distribution of z: N(0, 1) or U(-1, 1)"
+    )
+    group.add_argument(
+        "--width",
+        type=common.between(1),
+        default=64,
+        help="channels at the highest resolution, doubled at each lower one; more gives finer images and slower steps",
+    )
+    group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation in G: ReLU or leaky ReLU")
+    group.add_argument(
+        "--ema",
+        type=common.between(0.0, 1.0),
+        default=0.999,
+        help="decay of the moving average of G that samples come from; closer to 1 averages over more steps, 0 is off",
+    )
+    group.add_argument(
+        "--n-critic",
+        type=common.between(1),
+        default=5,
+        help="updates of D per update of G; more makes D more accurate and steps slower",
+    )
+    group.add_argument(
+        "--clip",
+        type=common.between(1e-6),
+        default=0.01,
+        help="bound c of the weights of D; larger learns more slowly, smaller makes gradients vanish",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+    )
+    group.add_argument(
+        "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
+    )
+    group.add_argument(
+        "--seed",
+        type=common.between(0, 2**32 - 1),
+        default=0,
+        help="seed of the initial weights, the noise and the order of the images; with --sample, of the noise",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
+    group.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+    )
     common.add_data_flags(parser)
     common.add_output_flags(parser, __file__)
     return common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
 
 
 def widths(args) -> list[int]:
-    """Channels from the largest map (S/2 pixels wide) to the smallest (4 to 7): w, 2w, 4w, 8w, 8w, ..."""
-    return [args.width * min(2**level, 8) for level in range(int(math.log2(args.size / 4)))]
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+
+    They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
+    """
+    levels = int(math.log2(args.size / 4))
+    return [args.width * min(2**level, 8) for level in range(levels)]
 
 
 class Generator(nn.Module):
-    """z (N, z_dim) -> images (N, C, S, S) in [-1, 1]."""
+    """Latent z (N, z_dim) -> images (N, C, S, S) in [-1, 1]."""
 
     def __init__(self, args):
         super().__init__()
-        w = widths(args)[::-1]
-        act = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.2)}[args.act]
-        base = args.size >> len(w)  # 4 to 7 pixels; --size 64: 4 -> 8 -> 16 -> 32 -> 64
-        layers = [nn.ConvTranspose2d(args.z_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]  # (N, 8w, 4, 4)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, 2s, 2s), to (N, w, S/2, S/2)
+        w = widths(args)[::-1]  # from the lowest resolution to the highest
+        base = args.size >> len(w)  # the lowest resolution, 4 to 7; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
+
+        # (N, z_dim, 1, 1) -> (N, w[0], base, base)
+        layers = [nn.ConvTranspose2d(args.z_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
+        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), act]
-        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]  # (N, C, S, S) in [-1, 1]
+        # (N, w[-1], S/2, S/2) -> (N, C, S, S) in [-1, 1]
+        layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1), nn.Tanh()]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -98,10 +156,14 @@ class Discriminator(nn.Module):
         super().__init__()
         w = widths(args)
         base = args.size >> len(w)
-        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]  # (N, w, S/2, S/2)
-        for c_in, c_out in itertools.pairwise(w):  # (N, c_in, s, s) -> (N, c_out, s/2, s/2), to (N, 8w, 4, 4)
+
+        # (N, C, S, S) -> (N, w[0], S/2, S/2)
+        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
+        for c_in, c_out in itertools.pairwise(w):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        layers += [nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]  # (N, 1, 1, 1) -> (N,)
+        # (N, w[-1], base, base) -> (N, 1, 1, 1) -> (N,)
+        layers += [nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +171,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), BatchNorm gains N(1, 0.02) and biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -134,18 +196,21 @@ def clip_weights(D: nn.Module, c: float):
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """Algorithm 1: n_critic updates of D, each on a new batch of images and of noise, then one of G on new noise."""
-    # (1) D: minimise E D(G(z)) - E D(x), with weights in [-c, c]
+    # (1) D: minimize E D(G(z)) - E D(x), with weights in [-c, c]
     D.requires_grad_(True)
     for _ in range(args.n_critic):
-        x_real = next(data)
+        x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
         with autocast(args):
             with torch.no_grad():  # G is not updated here
                 x_fake = G(noise(len(x_real), args))
-            loss_D = d_loss(D(x_real), D(x_fake))
+            # two passes, so that BatchNorm normalizes real and generated images separately
+            real = D(x_real)
+            fake = D(x_fake)
+            loss_D = d_loss(real, fake)
         step(opt_D, loss_D)
         clip_weights(D, args.clip)  # after the step: G meets a clipped critic
 
-    # (2) G: minimise -E D(G(z))
+    # (2) G: minimize -E D(G(z))
     D.requires_grad_(False)  # no gradients for weights that are not updated
     with autocast(args):
         loss_G = g_loss(D(G(noise(len(x_real), args))))
@@ -157,29 +222,40 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
 
 
 def noise(n: int, args) -> Tensor:
-    """z (n, z_dim): N(0, 1) or U(-1, 1)."""
+    """n latents z (n, z_dim), from N(0, 1) or U(-1, 1)."""
     z = torch.empty(n, args.z_dim, device=args.device)
     return z.normal_() if args.noise == "normal" else z.uniform_(-1, 1)
 
 
 def autocast(args):
-    """bfloat16 where setup() allows it; weights and losses stay float32. It has float32's range: no scaling."""
+    """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
+
+    bfloat16 has the range of float32, so that losses need no scaling.
+    """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
 
 def step(opt: torch.optim.Optimizer, loss: Tensor):
-    """Update the parameters of `opt`, with gradients averaged over all processes (README: Why no DDP wrapper)."""
+    """One update of the parameters of `opt`, with gradients averaged over all processes.
+
+    Averaged by hand, because DistributedDataParallel does it in hooks of backward(), which do not suit two networks
+    that take turns (README, "Why no DDP wrapper").
+    """
     opt.zero_grad()
     loss.backward()
+
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # as 0, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
             p.grad = torch.zeros_like(p)
+
     if dist.is_initialized():
+        # all gradients as one vector, because one all_reduce is faster than many
         flat = torch.cat([p.grad.flatten() for p in params])
         dist.all_reduce(flat)
+        flat /= dist.get_world_size()
         for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(grad.view_as(p) / dist.get_world_size())
+            p.grad.copy_(grad.view_as(p))
     opt.step()
 
 
@@ -193,67 +269,105 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 
 
 def setup(args) -> tuple[int, int]:
-    """Settle args.device and args.autocast, join the processes that torchrun started; returns (rank, their number)."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Choose the device and the precision, and join the processes that torchrun started.
+
+    Sets args.device and args.autocast; returns (rank, number of processes), of all machines together.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
-        common.fail(f"--batch {args.batch} cannot be divided among {world} processes")
+        common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+
     if args.device == "auto":
-        mps = torch.backends.mps.is_available() and world == 1  # gloo does not reach it
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        if torch.cuda.is_available():
+            args.device = "cuda"
+        elif torch.backends.mps.is_available() and world == 1:  # processes cannot exchange MPS tensors
+            args.device = "mps"
+        else:
+            args.device = "cpu"
     if args.device == "cuda":
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process of this machine
+
     try:
         if "cuda" in args.device:
             torch.cuda.set_device(args.device)
         torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        common.fail(f"--device {args.device} is not to be had here ({str(error).splitlines()[0]})")
-    torch.backends.cudnn.benchmark = True
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
+
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
     args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")
+        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
+
+
+def resume(state: dict, args) -> int:
+    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    for name, values in saved["state"].items():
+        if "param_groups" in values:
+            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            values["param_groups"] = state[name].state_dict()["param_groups"]
+        state[name].load_state_dict(values)
+    return saved["step"]
+
+
+def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """G, D, and G_ema, the moving average of G, on the device."""
+    # channels_last is the fastest layout for convolutions, but gives wrong gradients on MPS: pytorch#175189
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
+    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
+    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    return G, D, G_ema
+
+
+# --- sampling and training ---
+
+
+def sample(G_ema: nn.Module, args):
+    """Write --sample images, drawn by the moving average of the checkpoint."""
+    saved = common.read_checkpoint(args.checkpoint, args.script)
+    G_ema.load_state_dict(saved["state"]["G_ema"])
+    G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
+    torch.manual_seed(args.seed)
+    common.write_samples(args, lambda: G_ema(noise(args.batch, args)))
 
 
 def main(argv=None) -> dict:
     args = parse_args(argv)
     rank, world = setup(args)
-    torch.manual_seed(args.seed)  # the same weights on all ranks
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last  # wrong gradients: pytorch#175189
-    G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
-    D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+    torch.manual_seed(args.seed)  # the same initial weights on all ranks
+    G, D, G_ema = build(args)
     if args.sample:
-        G_ema.load_state_dict(common.read_checkpoint(args.checkpoint, args.script)["state"]["G_ema"])
-        G_ema.train(args.sample_mode == "batch")
-        torch.manual_seed(args.seed)
-        common.write_samples(args, lambda: G_ema(noise(args.batch, args)))
+        sample(G_ema, args)
         return {"G_ema": G_ema}
 
     opt_G = torch.optim.RMSprop(G.parameters(), args.lr_g)
     opt_D = torch.optim.RMSprop(D.parameters(), args.lr_d)
-    data = common.Batches(common.load_images(args)[0], args, rank, world)
+    images, _ = common.load_images(args)
+    data = common.Batches(images, args, rank, world)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = 0
-    if args.resume:
-        saved = common.read_checkpoint(args.checkpoint, args.script)
-        start = saved["step"]
-        for name, values in saved["state"].items():
-            if "param_groups" in values:  # learning rates, betas and kernels are those of this start
-                values["param_groups"] = state[name].state_dict()["param_groups"]
-            state[name].load_state_dict(values)
+    start = resume(state, args) if args.resume else 0
 
     fixed_z = noise(common.GRID, args)
     with common.Run(args, data, start, lambda: G_ema(fixed_z), rank) as run:
-        run.save(state)
+        run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
-            # a resumed run draws the same noise; mixed, because torch's CPU generator takes only 32 bits of a seed
+            # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because
+            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             metrics = train_step(G, D, opt_G, opt_D, data, args)
-            update_ema(G_ema, G, min(args.ema, (1 + i) / (10 + i)))  # warm-up: forget the random start soon
+
+            # warm-up: at first the average spans about a tenth of the steps so far, to forget the random start
+            decay = min(args.ema, (1 + i) / (10 + i))
+            update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():
+            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
+
     if world > 1:
         dist.destroy_process_group()
     return state

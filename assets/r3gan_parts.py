@@ -15,7 +15,7 @@ import dcgan
 import r3gan
 import wgan_gp
 
-penalty, parse_args = r3gan.zero_centred_penalty, r3gan.parse_args
+penalty, parse_args = r3gan.zero_centered_penalty, r3gan.parse_args
 
 
 def keep(r1: bool, r2: bool):
@@ -36,7 +36,7 @@ if part == "dcgan-networks":
     r3gan.Generator, r3gan.Discriminator = dcgan.Generator, wgan_gp.Discriminator
     r3gan.init_weights = dcgan.init_weights
 elif part in ("without-r1", "without-r2"):
-    r3gan.zero_centred_penalty = keep(part == "without-r2", part == "without-r1")
+    r3gan.zero_centered_penalty = keep(part == "without-r2", part == "without-r1")
 else:
     sys.exit(f"{part} is none of the parts: dcgan-networks, without-r1, without-r2")
 r3gan.main(argv)

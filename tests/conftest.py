@@ -28,6 +28,8 @@ NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # the five noise scripts
 PLAIN = [*NOISE, "acgan", "cgan_text2img", "infogan"]  # with the networks of dcgan.py, or nearly
 SCRIPTS = [*PLAIN, "lightweight_gan", "r3gan"]
 ALL = [*SCRIPTS, "cyclegan"]  # which has no noise, and tests of its own
+RMSPROP = ["wgan"]  # scripts with another optimizer than Adam: no betas
+HINGE = ["sngan", "lightweight_gan"]  # scripts with the hinge loss
 LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red", "white")]  # labels of the test images
 GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}
 EXTRA = {"acgan": 2, "cgan_text2img": 7, "infogan": 10}  # numbers of a condition: groups; words and pairs; codes
@@ -58,6 +60,11 @@ def settings(script: str, *flags: str):
         args.captions = sorted(f"{hair} hair {eyes} eyes" for hair, eyes in LOOKS)
         args.words = sorted({part for caption in args.captions for part in module(script).split(caption)})
     return args
+
+
+def d_steps(script: str) -> int:
+    """Updates of D in a step, at the defaults."""
+    return getattr(settings(script), "n_critic", 1)
 
 
 def also(script: str) -> tuple:

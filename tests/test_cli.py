@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PLAIN, ROOT, TINY, module, run, tiny
+from conftest import PLAIN, RMSPROP, ROOT, TINY, module, run, tiny
 from test_training import refused
 
 import common
@@ -57,14 +57,14 @@ def test_bad_usage(script, flags, few, capsys, monkeypatch):
     (few / "empty").mkdir()
     (few / "empty/notes.txt").write_text("no image")
     monkeypatch.chdir(few)
-    if script == "wgan" and "beta" in flags:
+    if script in RMSPROP and "beta" in flags:
         pytest.skip("RMSprop has none")
     with refused(capsys, 2, *BAD[flags]):
         module(script).main([*tiny(script), *flags.format(few).split()])
     assert not (few / "runs").exists()
 
 
-LABELS = {
+REFUSED = {
     "wgan --real-label 0.9 0.9": ("unrecognized", "--real-label"),
     "wgan_gp --fake-label 0 0.3": ("unrecognized", "--fake-label"),
     "sngan --dropout 0.5": ("unrecognized", "--dropout"),
@@ -80,11 +80,11 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("command", LABELS)
+@pytest.mark.parametrize("command", REFUSED)
 def test_flags_are_refused_where_they_mean_nothing(command, few, capsys):
     """Catches label smoothing of Wasserstein and hinge losses, and targets that no probability can have."""
     script, *flags = command.split()
-    with refused(capsys, 2, *LABELS[command]):
+    with refused(capsys, 2, *REFUSED[command]):
         module(script).main([*TINY, "--path", str(few), *flags])
 
 
@@ -220,9 +220,9 @@ def test_what_a_run_refuses_at_its_start(any_script, images, tmp_path, capsys):
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with refused(capsys, 2, str(out), "already holds a run", "--resume", "--out"):
         run(any_script, images, out, "--steps", "2")
-    with refused(capsys, 2, "last.pt", "all of its 2 steps", "--steps"):
+    with refused(capsys, 2, "last.pt", "at step 2", "--steps"):
         m.main(["--out", str(out), "--resume"])
-    with refused(capsys, 2, "last.pt", "all of its 1 steps", "--steps"):
+    with refused(capsys, 2, "last.pt", "at step 2", "--steps"):
         m.main(["--out", str(out), "--resume", "--steps", "1"])
     with refused(capsys, 2, "--checkpoint", "--resume", "--sample"):
         run(any_script, images, tmp_path / "other", "--checkpoint", str(out / "last.pt"))
@@ -285,7 +285,7 @@ def test_help_shows_every_flag_with_its_default(script, capsys):
     vocabulary += " sample-mode" * (script != "r3gan")  # which has no BatchNorm
     vocabulary += " log-every save-every keep z-dim width lr-g lr-d beta1 beta2 ema noise" + " act" * (script in PLAIN)
     for name in vocabulary.split():
-        if script == "wgan" and "beta" in name:
+        if script in RMSPROP and "beta" in name:
             continue  # RMSprop has none
         (found,) = [entry for entry in entries if re.match(rf"--{name}[ ,]", entry)]
         assert "default:" in found, found

@@ -324,7 +324,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
     (tmp_path / "checkpoints/weights-e3b0c442.pth").touch()
     assert compare.inception_weights(None) == str(tmp_path / "checkpoints/weights-e3b0c442.pth")
     (tmp_path / "other.pth").write_bytes(b"another file")
-    with refused(capsys, 2, "other.pth", "damaged or another file"):
+    with refused(capsys, 2, "other.pth", "damaged or not the expected file"):
         compare.inception_weights(str(tmp_path / "other.pth"))
     with refused(capsys, 2, "nowhere.pth", compare.INCEPTION_URL):
         compare.inception_weights("nowhere.pth")
@@ -560,7 +560,7 @@ def test_labels_belong_to_the_image_that_their_row_names(tmp_path, monkeypatch, 
     printed = capsys.readouterr().out
     assert (
         "6 of 24 samples have no row in labels.csv" in printed
-        and "1 rows of labels.csv name no file, sample_99_1.png" in printed
+        and "1 rows of labels.csv name a missing file, sample_99_1.png" in printed
     )
 
 
@@ -691,13 +691,13 @@ def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
         Image.new("RGB", (16, 16)).save(tmp_path / f"few/{i}.png")
     with refused(capsys, 2, "few has 4 images", "at most 4"):
         command(tmp_path, folder, tmp_path / "few")
-    for words in (
-        (folder, "nowhere"),
-        (folder, run_folder, run_folder),
-        (folder, "real"),
-        (folder, run_folder / "last.pt"),
+    for words, cause in (
+        ((folder, "nowhere"), "is not a folder"),
+        ((folder, run_folder / "last.pt"), "is not a folder"),
+        ((folder, run_folder, run_folder), "is named twice"),
+        ((folder, "real"), "the first row"),
     ):
-        with refused(capsys, 2, str(words[-1]), "no folder, or there twice"):
+        with refused(capsys, 2, str(words[-1]), cause):
             command(tmp_path, *words)
     with refused(capsys, 2, "missing", "does not exist"):
         command(tmp_path, "missing", run_folder)

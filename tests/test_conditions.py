@@ -259,7 +259,8 @@ def test_sample_labels(folder, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("1,purple hair\n")
     with pytest.raises(SystemExit):
         rows("--sample", "1", "--sample-labels", str(tmp_path / "list.txt"))
-    assert "hair purple" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "purple" in message and "hair" in message
 
 
 def test_codes():
@@ -281,6 +282,7 @@ def test_codes():
     assert grid[0, :, :5].argmax(1).tolist() == [0, 1, 2, 3, 4, 0, 1, 2] and (grid[:4, :, 5:] == 0).all()
     for r in range(4, 8):  # one number is swept, the rest stands still
         swept = [k for k in range(8) if grid[r, :, k].unique().numel() > 1]
+        assert (grid[r, :, :5] == torch.eye(5)[r % 5]).all()  # and each row has a category of its own
         assert swept == [5 + (r - 4) % 3] and torch.allclose(grid[r, :, swept[0]], torch.linspace(-1, 1, 8))
 
 

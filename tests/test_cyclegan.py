@@ -411,7 +411,7 @@ def test_translation_needs_no_names_after_a_training_with_the_defaults(pair, tmp
         m.main(["--translate", str(pair / "testA"), "--checkpoint", "elsewhere/last.pt"])
 
 
-def test_domains(pair):
+def test_domains(pair, tmp_path):
     """Catches batches of the wrong size, and test images that are cut or mirrored at random."""
     args = settings("--size", "28", "--load-size", "32", "--path", str(pair))
     default = argparse.Namespace(**vars(args) | {"size": 256, "load_size": 0})
@@ -422,6 +422,13 @@ def test_domains(pair):
         tests = [Image.open(pair / f"test{side}/{k}.png").resize((28, 28), Image.Resampling.LANCZOS) for k in (0, 1)]
         expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in tests]) / 127.5 - 1
         assert abs(look.numpy() - np.concatenate([expected] * 4)).max() < 0.02  # always eight: a row of the grid
+    for side in "AB":  # without test images: the centres of the first training images
+        shutil.copytree(pair / f"train{side}", tmp_path / f"train{side}")
+    plain = settings("--size", "28", "--load-size", "32", "--path", str(tmp_path))
+    for side, data in (("A", a), ("B", b)):
+        look = m.domain(plain, side, 0, 1)[1]
+        middle = common.normalise(data.images)[:, :, 2:30, 2:30]
+        assert torch.equal(look, middle[[k % min(8, len(middle)) for k in range(8)]])
     torch.manual_seed(0)
     x = torch.arange(32.0 * 32).view(1, 1, 32, 32).repeat(200, 1, 1, 1)
     corners = m.cut(x, 28)[:, 0, 0, 0].long()

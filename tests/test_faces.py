@@ -174,6 +174,9 @@ def test_command_writes_two_domains(tmp_path, capsys):
         assert len(images) == count and (faces.read_attributes(images)["hair"] == hair).all()
         seen += [(*image[0, 0], *image[-1, 16]) for image in images]
     assert len(set(seen)) == 44
+    faces.main([str(tmp_path / "few"), "--count", "3", "--size", "32", "--domains", "red", "white"])
+    counts = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "few").iterdir()}
+    assert counts == {"trainA": 3, "trainB": 3, "testA": 1, "testB": 1}  # a tenth, but never none
     with pytest.raises(SystemExit) as error:  # nothing is overwritten
         faces.main([str(tmp_path / "d")])
     assert error.value.code == 2 and "in use" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from test_training import refused
 
 import common
 import faces
+import labels
 
 needs_shared = pytest.mark.skipif(not (SHARED / "tags.csv").exists(), reason="the shared data are not here")
 
@@ -17,7 +18,7 @@ needs_shared = pytest.mark.skipif(not (SHARED / "tags.csv").exists(), reason="th
 def read(tmp_path, content: str | bytes, name="labels.txt"):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return common.read_labels(str(file))
+    return labels.read_labels(str(file))
 
 
 def args(path, **given):
@@ -105,7 +106,7 @@ def test_what_is_no_label_file(tmp_path, capsys):
     with refused(capsys, 2, "labels.txt", "UTF-8"):
         read(tmp_path, b"0,\xff hair\n")
     with refused(capsys, 2, "nothing.csv", "FileNotFoundError"):
-        common.read_labels(str(tmp_path / "nothing.csv"))
+        labels.read_labels(str(tmp_path / "nothing.csv"))
 
 
 def test_the_one_candidate_is_found(tmp_path, capsys):
@@ -113,79 +114,82 @@ def test_the_one_candidate_is_found(tmp_path, capsys):
     images = tmp_path / "all/images"
     images.mkdir(parents=True)
     with refused(capsys, 2, "no label file", "--path"):
-        common.find_labels(args(images))
+        labels.find_labels(args(images))
     (images.parent / "results.csv").write_text("experiment,score\n1,2\n")
     (images.parent / "requirements.txt").write_text("torch\nnumpy\n")
     (images.parent / "TAGS.csv").write_text("0,aqua hair red eyes\n")
-    assert common.find_labels(args(images)) == str((images.parent / "TAGS.csv").resolve())
+    assert labels.find_labels(args(images)) == str((images.parent / "TAGS.csv").resolve())
     (images / "list.txt").write_text(f"1\n{TABLE}\n0.png 1 0 0 1\n")
     with refused(capsys, 2, "several", "TAGS.csv", "list.txt", "--labels"):
-        common.find_labels(args(images))
-    assert common.find_labels(args(images, labels="x.csv")) == "x.csv"
+        labels.find_labels(args(images))
+    assert labels.find_labels(args(images, labels="x.csv")) == "x.csv"
     (images / "list.txt").unlink()
     (images / "folder.csv").mkdir()
     (images / "gone.txt").symlink_to("nowhere")
-    assert common.find_labels(args(images)).endswith("TAGS.csv")
+    assert labels.find_labels(args(images)).endswith("TAGS.csv")
 
 
 def test_matching(tmp_path, capsys):
     """Catches labels taken in the order of rows, misses that nobody hears of, and names that differ by folder or suffix."""
     (tmp_path / "tags.csv").write_text("2,red hair\n7,blue hair\n0.png,aqua hair\nsub/1.jpg,pink hair\n")
     names = ["0.png", "2.webp", "3.png", "sub/1.jpg"]
-    rows, labels = common.load_labels(args(tmp_path), names)
+    rows, found = labels.load_labels(args(tmp_path), names)
     assert rows.tolist() == [0, 1, 3]
-    assert labels == [[("hair", "aqua")], [("hair", "red")], [("hair", "pink")]]
+    assert found == [[("hair", "aqua")], [("hair", "red")], [("hair", "pink")]]
     message = capsys.readouterr().err
     assert "1 images without a label" in message and "1 of its rows" in message
-    rows, labels = common.load_labels(
+    rows, found = labels.load_labels(
         args(tmp_path), ["0.png", "2.webp", "sub/1.jpg"]
     )  # all have one: a row is left over
     message = capsys.readouterr().err
     assert len(rows) == 3 and "0 images without a label" in message and "1 of its rows" in message
-    common.load_labels(args(tmp_path), ["0.png", "2.webp", "sub/1.jpg", "7.gif"])
+    labels.load_labels(args(tmp_path), ["0.png", "2.webp", "sub/1.jpg", "7.gif"])
     assert capsys.readouterr().err == ""  # nothing is left out, and nothing said
-    common.load_labels(args(tmp_path), ["a/0.png", "b/0.png", "2.png", "7.png"])  # two images share a row
+    labels.load_labels(args(tmp_path), ["a/0.png", "b/0.png", "2.png", "7.png"])  # two images share a row
     assert "0 images without a label" in (message := capsys.readouterr().err) and "1 of its rows" in message
     with refused(capsys, 2, "labels 0 images", "tags.csv"):
-        common.load_labels(args(tmp_path), ["a.png", "b.png"])
+        labels.load_labels(args(tmp_path), ["a.png", "b.png"])
 
 
 def test_text_and_attributes(tmp_path, capsys):
     """Catches captions for a classifier, and images without any tag in text-to-image (attributes can do without)."""
     (tmp_path / "tags.csv").write_text("0,red eyes:4\tred hair:1\t\n1,long hair:1\t\n2,blue hair:1\t\n")
     names = ["0.png", "1.png", "2.png"]
-    rows, labels = common.load_labels(args(tmp_path), names, text=True)
-    assert labels == ["red hair red eyes", "blue hair"] and rows.tolist() == [0, 2]
+    rows, found = labels.load_labels(args(tmp_path), names, text=True)
+    assert found == ["red hair red eyes", "blue hair"] and rows.tolist() == [0, 2]
     assert "1 images without a label" in capsys.readouterr().err
-    assert common.load_labels(args(tmp_path), names)[1][1] == []
+    assert labels.load_labels(args(tmp_path), names)[1][1] == []
     (tmp_path / "tags.csv").write_text("image,caption\n0.png,a face\n1.png,two faces\n2.png,...\n")
-    rows, labels = common.load_labels(args(tmp_path), names, text=True)
-    assert labels == ["a face", "two faces"]
+    rows, found = labels.load_labels(args(tmp_path), names, text=True)
+    assert found == ["a face", "two faces"]
+    (tmp_path / "tags.csv").write_text("image,caption\n0.png,\n1.png,two faces\n2.png,three\n")  # an empty cell
+    rows, found = labels.load_labels(args(tmp_path), names, text=True)
+    assert found == ["two faces", "three"] and rows.tolist() == [1, 2]
     with refused(capsys, 2, "captions", "attributes", "cgan_text2img.py"):
-        common.load_labels(args(tmp_path), names)
+        labels.load_labels(args(tmp_path), names)
 
 
 def test_built_in_labels_are_those_of_the_faces(capsys):
     """Catches labels of other faces than those in the cache."""
     names = [str(i) for i in range(50)]
-    rows, labels = common.load_labels(args(None), names)
+    rows, found = labels.load_labels(args(None), names)
     assert rows.tolist() == list(range(50))
-    assert all(dict(label) == faces.paint(0, i, 32)[1] for i, label in enumerate(labels))
-    captions = common.load_labels(args(None), names, text=True)[1]
+    assert all(dict(label) == faces.paint(0, i, 32)[1] for i, label in enumerate(found))
+    captions = labels.load_labels(args(None), names, text=True)[1]
     look = faces.paint(0, 7, 32)[1]
     assert captions[7] == f"{look['hair']} hair {look['eyes']} eyes"
     with refused(capsys, 2, "--labels", "--path"):
-        common.load_labels(args(None, labels="tags.csv"), names)
+        labels.load_labels(args(None, labels="tags.csv"), names)
 
 
 @needs_shared
 def test_shared_files_agree():
     """The five files of one set of faces tell the same colours."""
-    tags = dict(common.read_labels(str(SHARED / "tags.csv")))
-    clean = dict(common.read_labels(str(SHARED / "tags_clean.csv")))
-    captions = dict(common.read_labels(str(SHARED / "captions.csv")))
-    table = dict(common.read_labels(str(SHARED / "cartoon_attr.txt")))
-    celeba = dict(common.read_labels(str(SHARED / "list_attr_celeba.txt")))
+    tags = dict(labels.read_labels(str(SHARED / "tags.csv")))
+    clean = dict(labels.read_labels(str(SHARED / "tags_clean.csv")))
+    captions = dict(labels.read_labels(str(SHARED / "captions.csv")))
+    table = dict(labels.read_labels(str(SHARED / "cartoon_attr.txt")))
+    celeba = dict(labels.read_labels(str(SHARED / "list_attr_celeba.txt")))
     assert len(tags) == len(clean) == len(captions) == len(table) == len(celeba) == 4000
     assert sum(not label for label in clean.values()) == 37
     for i in map(str, range(4000)):
@@ -217,12 +221,12 @@ def test_batches_keep_images_and_labels_together():
 def test_encode_attributes(capsys):
     """Catches a group of two values that takes one of them, and an attribute that nobody has seen."""
     m, groups = module("acgan"), {"eyes": ["blue", "red"], "hair": ["aqua", "black", "red"]}
-    labels = [[("hair", "red"), ("eyes", "blue")], [("hair", "red"), ("hair", "aqua")], [("eyes", "red")], []]
-    y = m.encode(labels, groups)
+    found = [[("hair", "red"), ("eyes", "blue")], [("hair", "red"), ("hair", "aqua")], [("eyes", "red")], []]
+    y = m.encode(found, groups)
     assert y.tolist() == [[0, 2], [-1, -1], [1, -1], [-1, -1]]
     assert m.vectors(y, groups).tolist() == [[1, 0, 0, 0, 1], [0] * 5, [0, 1, 0, 0, 0], [0] * 5]
     assert m.decode([1, -1], groups) == {"eyes": "red", "hair": ""}
-    with refused(capsys, 2, "hair purple"):
+    with refused(capsys, 2, "purple", "hair"):
         m.encode([[("hair", "purple")]], groups)
 
 

@@ -187,6 +187,18 @@ def test_real_png_shows_what_is_trained_on(tmp_path, any_script, images):
     assert all(len(ks) == 1 for ks in found) and sorted(k for ks in found for k in ks) == list(range(len(files)))
 
 
+def test_real_png_of_a_large_folder(tmp_path):
+    """Catches the first 64 of a folder, which may all be of one kind, in place of a random choice by --seed."""
+    images = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 3, 4, 4)).copy()
+    shown = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        with by_hand(tmp_path / name, images, lambda: torch.rand(64, 3, 4, 4), seed=seed):
+            pass
+        shown[name] = tiles(tmp_path / name / "real.png", 64, 4)[:, 0, 0, 0].tolist()
+        assert len(set(shown[name])) == 64 and max(shown[name]) > 150 and min(shown[name]) < 50
+    assert shown["a"] == shown["b"] != shown["c"]
+
+
 def test_grids_of_events_are_those_of_the_files(tmp_path, folder):
     """Catches a grid in TensorBoard of another step or range."""
     run("dcgan", folder, tmp_path / "a", "--steps", "4", "--save-every", "2", "--lr-g", "0.02")
@@ -261,4 +273,4 @@ def test_what_is_said_at_the_end(script, folder, tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(m, "train_step", lambda *a: (the_run[0].on_signal(2, None), train_step(*a))[1])
     run(script, folder, tmp_path / "b", "--steps", "9")
-    assert "stopped and saved at step 1: go on with --resume" in capsys.readouterr().err
+    assert "stopped and saved at step 1: continue with --resume" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import module
+from conftest import HINGE, module
 
 LN2 = math.log(2)
 REAL, FAKE = torch.tensor([0.3, -1.2, 2.0, 0.0]), torch.tensor([-0.5, 1.5, 0.0, -2.5])
@@ -69,9 +69,10 @@ def test_infogan_least_squares():
     assert m.g_loss(FAKE, "lsgan").item() == pytest.approx(g, abs=1e-6)
 
 
-def test_hinge_is_flat_beyond_the_margin():
+@pytest.mark.parametrize("script", HINGE)
+def test_hinge_is_flat_beyond_the_margin(script):
     """Catches a margin of another width, and a hinge for G: only scores within it pull D, all of them pull G."""
-    m = module("sngan")
+    m = module(script)
     real, fake = (
         torch.tensor([0.99, 1.01, 5.0], requires_grad=True),
         torch.tensor([-0.99, -1.01, -5.0], requires_grad=True),
@@ -83,9 +84,10 @@ def test_hinge_is_flat_beyond_the_margin():
     torch.testing.assert_close(g_fake, -10 * fake.detach() / 3)
 
 
-def test_hinge_optimal_discriminator():
+@pytest.mark.parametrize("script", HINGE)
+def test_hinge_optimal_discriminator(script):
     """Catches a wrong pairing or constant: free scores on a finite set reach 2 sum min(p, q), with D = sign(p - q)."""
-    m, p, q = module("sngan"), torch.tensor([4.0, 3, 2, 1]) / 10, torch.tensor([1.0, 2, 3, 4]) / 10
+    m, p, q = module(script), torch.tensor([4.0, 3, 2, 1]) / 10, torch.tensor([1.0, 2, 3, 4]) / 10
     grid = torch.linspace(-3, 3, 601)
     loss = torch.stack([
         p[i] * torch.stack([m.d_loss(s[None], torch.tensor([-9.0])) for s in grid])
@@ -131,10 +133,10 @@ def test_soft_labels_move_the_optimum():
 def test_labels(script):
     """Catches one draw for the whole batch, a range that is left, and a constant that is not exact."""
     m, scores = module(script), torch.zeros(20_000)
-    drawn = m.labels(scores, [0.7, 1.0])
+    drawn = m.targets(scores, [0.7, 1.0])
     assert drawn.shape == scores.shape and 0.7 <= drawn.min() < 0.701 and 0.999 < drawn.max() <= 1
     assert abs(drawn.mean() - 0.85) < 0.003 and abs(drawn.std() - 0.3 / math.sqrt(12)) < 0.002
-    assert (m.labels(scores, [0.9, 0.9]) == torch.tensor(0.9)).all() and (m.labels(scores, [1.0, 1.0]) == 1).all()
+    assert (m.targets(scores, [0.9, 0.9]) == torch.tensor(0.9)).all() and (m.targets(scores, [1.0, 1.0]) == 1).all()
 
 
 def test_dcgan_does_not_saturate():

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import PLAIN, SCRIPTS, module, run, same, tiny
+from conftest import PLAIN, RMSPROP, SCRIPTS, d_steps, module, run, same, tiny
 from test_training import refused
 from torch import nn
 
@@ -85,11 +85,10 @@ def steady(script: str) -> list[str]:
 def test_rates_and_betas_of_this_start_win(any_script, images, tmp_path):
     """Catches --resume --lr-g X that is ignored because the optimiser's state brings the old rate back."""
     flags = ["--lr-g", "1e-5", "--lr-d", "3e-5"]
-    flags += ["--beta1", "0.3", "--beta2", "0.6"] * (any_script != "wgan")
-    critic = {"wgan": 5, "wgan_gp": 5, "sngan": 5}.get(any_script, 1)
+    flags += ["--beta1", "0.3", "--beta2", "0.6"] * (any_script not in RMSPROP)
     run(any_script, images, tmp_path / "a", "--steps", "2", *steady(any_script))
     state = run(any_script, images, tmp_path / "a", "--steps", "3", "--resume", *flags)
-    for name, lr, steps in (("opt_G", 1e-5, 3), ("opt_D", 3e-5, 3 * critic)):
+    for name, lr, steps in (("opt_G", 1e-5, 3), ("opt_D", 3e-5, 3 * d_steps(any_script))):
         (group,) = state[name].param_groups
         assert group["lr"] == pytest.approx(lr)
         assert group.get("betas", (0.3, 0.6)) == pytest.approx((0.3, 0.6), abs=1e-6)
@@ -142,6 +141,52 @@ def test_a_fork_leaves_the_first_run_alone(any_script, images, tmp_path):
     assert torch.load(tmp_path / "b/last.pt", weights_only=True)["step"] == 3
     with pytest.raises(SystemExit):  # the second fork into one folder would overwrite the first
         module(any_script).main(flags)
+
+
+def test_a_run_that_is_interrupted_twice(any_script, images, tmp_path):
+    """Catches what only a second resume shows: a position, seed or schedule that counts from the last start."""
+    flags = ["--log-every", "1", "--save-every", "2", *steady(any_script), "--flip"]
+    whole = run(any_script, images, tmp_path / "whole", "--steps", "7", *flags)
+    run(any_script, images, tmp_path / "parts", "--steps", "3", *flags)
+    for steps in ("4", "7"):
+        parts = module(any_script).main(
+            ["--resume", "--out", str(tmp_path / "parts"), "--steps", steps, "--device", "cpu"]
+        )
+    assert same({n: x.state_dict() for n, x in whole.items()}, {n: x.state_dict() for n, x in parts.items()})
+    for file in ("log.csv", "progress.gif", "samples/000004.png", "samples/000007.png"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes(), file
+    assert [file.name for file in sorted((tmp_path / "parts/samples").iterdir())] == [
+        f"{k:06d}.png" for k in (0, 2, 4, 6, 7)
+    ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_grid_has_noise_of_the_flag_s_kind(script, folder, tmp_path, monkeypatch):
+    """Catches a grid of normal noise for a generator that was trained on uniform noise."""
+    m, drawn = module(script), []
+    noise = m.noise
+    monkeypatch.setattr(m, "noise", lambda n, args: drawn.append(noise(n, args)) or drawn[-1])
+    for kind in ("uniform", "normal"):
+        drawn.clear()
+        seen = []
+        monkeypatch.setattr(m.Generator, "forward", spy_on(m.Generator.forward, seen))
+        run(script, folder, tmp_path / kind, "--steps", "1", "--noise", kind)
+        monkeypatch.undo()
+        monkeypatch.setattr(m, "noise", lambda n, args: drawn.append(noise(n, args)) or drawn[-1])
+        assert len(drawn[0]) == 64  # the first noise of all is the grid's
+        grids = [z for z in seen if len(z) == 64]
+        assert grids and all(torch.equal(z.unique(dim=0), grids[0].unique(dim=0)) for z in grids)
+        rows = {tuple(row.tolist()) for row in drawn[0]}
+        assert all(tuple(row.tolist()) in rows for row in grids[0])
+        assert (grids[0].abs().max() <= 1) == (kind == "uniform")
+
+
+def spy_on(forward, seen: list):
+    def spied(self, z, *rest):
+        seen.append(z.detach().clone())
+        return forward(self, z, *rest)
+
+    return spied
 
 
 # --- what comes from a checkpoint ---
@@ -205,6 +250,21 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch)
     found = m.parse_args(["--out", str(out), "--resume", "--cache", "there", "--device", "cpu"])
     assert (found.cache, found.device) == ("there", "cpu")
     assert set(m.ARCHITECTURE) <= stored.keys() - OWN
+
+
+def test_a_checkpoint_holds_the_flags_as_they_were_given(any_script, images, tmp_path):
+    """Catches a value that is worked out during the run and stored in the place of the flag: --load-size 0 would no longer follow --size."""
+    flags = [*tiny(any_script), "--path", str(images), "--out", str(tmp_path / "a"), "--steps", "1", "--seed", "3"]
+    expected = vars(module(any_script).parse_args(flags))
+    module(any_script).main(flags)
+    settled = {"autocast", "groups", "words", "text_dim", "captions"}  # of the machine and of the labels
+    saved = torch.load(tmp_path / "a/last.pt", weights_only=True)["args"]
+    assert {k: v for k, v in saved.items() if k not in settled} == {
+        k: v for k, v in expected.items() if k not in settled
+    }
+    if any_script == "cyclegan":
+        state = module(any_script).main(["--resume", "--out", str(tmp_path / "a"), "--steps", "2", "--size", "32"])
+        assert state["data"].images.shape[-1] == 32 * 286 // 256
 
 
 def test_a_checkpoint_of_a_card_is_resumed_on_a_cpu(any_script, images, tmp_path):

@@ -55,7 +55,7 @@ def test_penalty_of_a_linear_D():
     D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
     for n in (1, 5):
         x = torch.randn(n, 3, 2, 2, requires_grad=True)
-        penalty = m.zero_centred_penalty(x, D(x))
+        penalty = m.zero_centered_penalty(x, D(x))
         assert penalty.item() == pytest.approx(D[1].weight.square().sum().item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(penalty, D[1].weight)  # it can be learned from
     torch.testing.assert_close(gradient, 2 * D[1].weight.detach())
@@ -64,7 +64,7 @@ def test_penalty_of_a_linear_D():
 def test_penalty_of_a_quadratic_D():
     """Catches a penalty at the wrong place: the slope of |x|^2 / 2 is x."""
     x = torch.randn(6, 3, 2, 2, requires_grad=True)
-    penalty = m.zero_centred_penalty(x, x.square().sum((1, 2, 3)) / 2)
+    penalty = m.zero_centered_penalty(x, x.square().sum((1, 2, 3)) / 2)
     assert penalty.item() == pytest.approx(x.square().sum().item() / 6, rel=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_the_two_penalties_by_name():
     """Catches r1 and r2 exchanged in the log, and penalties in a step that has none."""
     G, D, opt_G, opt_D, batches, _ = toys("r3gan")
     x = batches[0].clone().requires_grad_()
-    before = m.zero_centred_penalty(x, D(x)).item()
+    before = m.zero_centered_penalty(x, D(x)).item()
     metrics = m.train_step(G, D, opt_G, opt_D, iter(batches), settings("r3gan"), 2.0)
     assert metrics["r1"].item() == pytest.approx(before) and abs(metrics["r2"].item() - before) > 1e-6
 
@@ -218,8 +218,8 @@ def test_penalties_are_in_float32(monkeypatch):
     """Catches a second derivative in bfloat16."""
     G, D, args = build("r3gan")
     args.autocast, kinds = True, []
-    penalty = m.zero_centred_penalty
-    monkeypatch.setattr(m, "zero_centred_penalty", lambda x, s: kinds.append((x.dtype, s.dtype)) or penalty(x, s))
+    penalty = m.zero_centered_penalty
+    monkeypatch.setattr(m, "zero_centered_penalty", lambda x, s: kinds.append((x.dtype, s.dtype)) or penalty(x, s))
     inside = []
     D.net[1].register_forward_hook(lambda layer, inputs, out: inside.append(out.dtype))
     opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.01), torch.optim.SGD(D.parameters(), 0.01)

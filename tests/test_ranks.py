@@ -25,7 +25,10 @@ def start(out, folder, first=ROOT):
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory, folder):
     """The folder with what the two processes saw, how the launch ended, and its seconds."""
-    return start(tmp_path_factory.mktemp("ranks"), folder)
+    out, ended, seconds = start(tmp_path_factory.mktemp("ranks"), folder)
+    missing = [script for script in SCRIPTS if not (out / f"{script}-1.pt").exists()]
+    assert not missing, f"{missing[0]}.py failed in two processes:\n{ended.stderr[-3000:]}"
+    return out, ended, seconds
 
 
 def load(path):

@@ -1,6 +1,7 @@
 """The README: every command parses, every file it names is there, every number about files is right."""
 
 import csv
+import difflib
 import importlib
 import re
 import shlex
@@ -8,7 +9,7 @@ import statistics
 
 import pytest
 from conftest import ALL, ROOT
-from test_siblings import BUDGET, changed, source
+from test_siblings import changed, source
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXPERIMENTS = (ROOT / "assets/experiments.md").read_text(encoding="utf-8")
@@ -67,6 +68,14 @@ def test_links_and_pictures_exist(name):
                 assert heading in [re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in lines], target
 
 
+def test_the_excerpt_of_a_diff_is_true():
+    """Catches an excerpt of files as they were once."""
+    (excerpt,) = re.findall(r"```diff\n(.*?)```", README, re.S)
+    a, b = (source(name).splitlines(keepends=True) for name in ("dcgan", "wgan_gp"))
+    diff = "".join(difflib.unified_diff(a, b, n=3))
+    assert excerpt in diff
+
+
 def test_no_picture_is_left_over():
     """Catches a picture that no page shows any more."""
     shown = {name.split("/")[-1] for name in re.findall(r"\]\(([^)]+)\)", README + EXPERIMENTS)}
@@ -83,6 +92,7 @@ def scores(script: str) -> list[str]:
     """Readable faces in per cent, and combinations: mean and standard deviation of the preset's seeds that were scored."""
     with open(ROOT / "assets/experiments.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if re.fullmatch(rf"{script}-\d", row["experiment"])]
+    assert rows and all(row["readable"] for row in rows), f"assets/experiments.csv needs scores of {script}-0"
     assert all(row["command"].split(" --seed ")[0] == f"python {script}.py" for row in rows)
     columns = [[float(row["readable"]) * 100 for row in rows], [float(row["combos"]) for row in rows]]
     return [f"{statistics.mean(v):.0f}" + (f" ± {statistics.stdev(v):.0f}" if len(v) > 1 else "") for v in columns]
@@ -91,7 +101,9 @@ def scores(script: str) -> list[str]:
 @pytest.mark.parametrize("script", ALL)
 def test_table_agrees_with_the_files(script):
     """Catches a figure that was true of an earlier version: of the diff, of the scores, or of the minutes."""
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| [`{script}.py`]({script}.py) |")]
+    rows = [line for line in README.splitlines() if line.startswith(f"| [`{script}.py`]({script}.py) |")]
+    assert len(rows) == 1, f"the README's table needs one row for {script}.py: see CONTRIBUTING.md, step 7"
+    (row,) = rows
     _, paper, _, lines, command, result, minutes = row.strip("| ").split(" | ")
     doc = " ".join(importlib.import_module(script).__doc__.split())
     assert paper.split("/")[-1].rstrip(")") in doc  # its arXiv number
@@ -107,7 +119,3 @@ def test_table_agrees_with_the_files(script):
     assert f"of 2,000 samples {readable} can be read as a face" in doc
     if "combinations" in doc.split("Result of")[1]:
         assert f"with {combos} of the 132 combinations" in doc
-
-
-def test_every_script_has_a_budget():
-    assert set(BUDGET) >= set(ALL)

@@ -235,6 +235,21 @@ def test_random_attributes_are_all_alike_often():
     assert not torch.equal(m.wanted(args)[:6000], y)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_one_grey_image(script, folder, tmp_path):
+    """Catches a single sample, or one channel, that is drawn otherwise: --channels 1 --sample 1 is the first of --sample 3."""
+    out = tmp_path / "run"
+    run(script, folder, out, "--steps", "2", "--channels", "1", "--lr-g", "0.02")
+    pictures = []
+    for n in (1, 3):
+        module(script).main(["--out", str(out), "--device", "cpu", "--sample", str(n)])
+        rows, images = read(out)
+        assert len(rows) == n and (images[:, :1] == images).all()  # three equal channels
+        assert abs(images - drawn_by_hand(script, out / "last.pt", rows, 0, False).numpy()).max() <= 1
+        pictures.append(images[0])
+    assert (pictures[0] == pictures[1]).all()
+
+
 @pytest.mark.parametrize("script", NOISE)
 def test_samples_without_labels_leave_no_table(script, folder, tmp_path):
     """Catches labels.csv of an earlier run of another kind, which compare.py would believe."""
