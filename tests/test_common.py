@@ -445,6 +445,11 @@ def test_an_epoch_is_a_permutation_in_whole_batches():
         assert len(set(seen)) == 20 and all(len(batch) == 4 for batch in epoch)
     assert epochs[0] != epochs[1] != epochs[2]
     assert numbers(next(indices(22, seed=1))) != epochs[0][0]
+    orders = []  # no seed has, in any epoch, the order of another
+    for seed in range(4):
+        data = indices(20, seed=seed)
+        orders += [tuple(n for _ in range(5) for n in numbers(next(data))) for _ in range(4)]
+    assert len(set(orders)) == 16
 
 
 def test_any_position_can_be_resumed():

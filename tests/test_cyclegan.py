@@ -405,6 +405,7 @@ def test_translation_needs_no_names_after_a_training_with_the_defaults(pair, tmp
     m.main(["--translate", str(pair / "testA"), "--reverse", "--device", "cpu"])
     torch.save(authors_generator(4, 6)[1], "net.pth")
     m.main(["--translate", str(pair / "testB"), "--weights", "net.pth", "--size", "24", "--device", "cpu"])
+    m.main(["--translate", str(pair / "testA"), "--out", "zebras", "--device", "cpu"])  # once more: the folder is there
     for folder in ("zebras", "runs/cyclegan/AtoB", "runs/cyclegan/BtoA"):
         assert {file.name for file in (tmp_path / folder).iterdir()} == {"0.png", "1.png", "_sheet.png"}
     with refused(capsys, 2, "no checkpoint", "elsewhere"):
@@ -459,6 +460,8 @@ def test_built_in_sides(tmp_path, monkeypatch):
         images = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         assert (faces.read_attributes(images)["hair"][:-1] == hair).mean() > 0.7
         assert look.shape[1:] == (3, 32, 32) and 1 < len(batches.rows) < 40
+        shown = ((look + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # in the grid, too
+        assert (faces.read_attributes(shown)["hair"] == hair).mean() > 0.7
 
 
 def test_files_of_a_run(pair, tmp_path):

@@ -151,6 +151,24 @@ def test_matching(tmp_path, capsys):
         labels.load_labels(args(tmp_path), ["a.png", "b.png"])
 
 
+def test_names_with_several_dots(tmp_path):
+    """Catches a name that is cut at its first dot: a.1.png and a.2.png are two images."""
+    (tmp_path / "tags.csv").write_text("a,red hair\na.1,blue hair\na.2.png,aqua hair\n")
+    rows, found = labels.load_labels(args(tmp_path), ["a.1.png", "a.2.png", "a.3.png", "a.png"])
+    assert rows.tolist() == [0, 1, 3]
+    assert [label[0][1] for label in found] == ["blue", "aqua", "red"]
+
+
+def test_label_files_next_to_a_folder_that_is_named_otherwise(tmp_path, monkeypatch):
+    """Catches a parent folder that is taken from the name: "." and links have another one."""
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/tags.csv").write_text("0,aqua hair red eyes\n")
+    (tmp_path / "link").symlink_to("data/images", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "data/images")
+    for path in (".", str(tmp_path / "link"), "../images"):
+        assert labels.find_labels(args(path)) == str((tmp_path / "data/tags.csv").resolve())
+
+
 def test_text_and_attributes(tmp_path, capsys):
     """Catches captions for a classifier, and images without any tag in text-to-image (attributes can do without)."""
     (tmp_path / "tags.csv").write_text("0,red eyes:4\tred hair:1\t\n1,long hair:1\t\n2,blue hair:1\t\n")

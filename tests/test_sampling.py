@@ -17,7 +17,7 @@ LABELLED = ["acgan", "cgan_text2img", "infogan"]
 
 
 def words_and_pairs(caption: str) -> list[str]:
-    words = caption.lower().split()
+    words = caption.lower().replace(",", "").split()
     return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
@@ -152,7 +152,7 @@ def labelled(folder, tmp_path_factory):
 
 
 PROMPTS = {
-    "10": "white hair green eyes",
+    "10": "white hair, green eyes",
     "9": "red hair blue eyes",
     "b": "black hair",
     "a": "green eyes",
@@ -248,6 +248,19 @@ def test_one_grey_image(script, folder, tmp_path):
         assert abs(images - drawn_by_hand(script, out / "last.pt", rows, 0, False).numpy()).max() <= 1
         pictures.append(images[0])
     assert (pictures[0] == pictures[1]).all()
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "r3gan"])
+def test_few_samples_are_the_first_of_many(script, mode, folder, tmp_path):
+    """Catches noise, or statistics of a batch, that depend on how many images are asked for."""
+    out = tmp_path / "run"
+    run(script, folder, out, "--steps", "2", "--lr-g", "0.02")
+    pictures = []
+    for n in (3, 8, 11):
+        module(script).main(["--out", str(out), "--device", "cpu", "--sample", str(n), "--sample-mode", mode])
+        pictures.append(read(out)[1][:3])
+    assert all(np.array_equal(some, pictures[0]) for some in pictures)
 
 
 @pytest.mark.parametrize("script", NOISE)
