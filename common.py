@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
@@ -192,6 +193,11 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
             if name not in given:
                 setattr(args, name, value)
 
+    # absolute, because they are stored in the checkpoint: --resume may be called from another directory
+    for name in ("path", "labels", "embeddings"):
+        if vars(args).get(name):
+            setattr(args, name, os.path.abspath(getattr(args, name)))
+
     refuse_to_overwrite(parser, args)
     return args
 
@@ -235,14 +241,28 @@ def refuse_to_overwrite(parser, args: argparse.Namespace):
 # --- images in -----------------------------------------------------------------------------------------------------
 
 
+def is_run(folder: str) -> bool:
+    """Whether a folder is the output folder of a run, whose samples must not become training images."""
+    files = [Path(folder, name) for name in ("args.json", "log.csv", "last.pt")]
+    return sum(file.exists() for file in files) >= 2  # one of these names alone may be the user's
+
+
 def find_images(folder: str, out: str) -> list[str]:
     """Paths of the images below `folder`, relative to it and sorted.
 
-    Hidden files and folders are left out, and so is everything below `out`, where a run writes images of its own.
+    Hidden files and folders are left out, and so is everything below `out` and in the folders of other runs, where
+    scripts write images of their own. Folders of runs, and folders that cannot be read, are named.
     """
     names = []
+    runs = []
+    unreadable = []
     seen = {os.path.realpath(folder), os.path.realpath(out)}  # real paths, so that loops of links end
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        if root != folder and is_run(root):
+            runs.append(root)
+            folders.clear()
+            continue
+
         # os.walk continues with the folders that are left in this list
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
         folders[:] = [name for name in folders if not name.startswith(".") and real[name] not in seen]
@@ -251,7 +271,22 @@ def find_images(folder: str, out: str) -> list[str]:
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 names.append(os.path.relpath(os.path.join(root, name), folder))
+
+    if is_main_process():
+        if runs:
+            print(f"left out: the images in the folders of runs, {some_of(sorted(runs))}", file=sys.stderr)
+        if unreadable:
+            reasons = [f"{error.filename} ({error.strerror})" for error in unreadable]
+            print(f"left out: folders that cannot be read, {some_of(sorted(reasons))}", file=sys.stderr)
     return sorted(names)
+
+
+def some_of(names: list[str]) -> str:
+    """The first 20 of some names, separated by commas, and "..." if there are more."""
+    shown = names[:20]
+    if len(names) > 20:
+        shown.append("...")
+    return ", ".join(shown)
 
 
 def pixels(image: Image.Image, channels: int) -> np.ndarray:
@@ -332,9 +367,8 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
     key = digest(content)
     final = Path(args.cache) / f"{slot}-{args.size}-{args.channels}-v1-{key}"
     make = functools.partial(make, size=args.size, channels=args.channels)
-    ensure_cache(final, names, make)
-
-    good, bad = json.loads((final / "index.json").read_text())
+    image_bytes = args.channels * args.size**2
+    good, bad = ensure_cache(final, image_bytes, names, make)
     if bad and is_main_process():
         print_skipped(bad, len(names))
     if len(good) < args.batch:
@@ -352,6 +386,12 @@ def image_names(args: argparse.Namespace) -> list[str]:
         fail(f"the folder {args.path} does not exist: choose a folder of images")
     if not folder.is_dir():
         fail(f"{args.path} is not a folder: choose a folder of images")
+    if is_run(args.path):
+        fail(f"{args.path} is the folder of a run, whose samples must not become training images: choose another")
+    if folder.resolve() == Path(args.out).resolve():
+        fail(
+            f"--out {args.out} is the folder of the images: choose another, so that no sample becomes a training image"
+        )
     names = find_images(args.path, args.out)
     if not names:
         fail(f"{args.path} holds no image: looked for {' '.join(SUFFIXES)} in it and in all its sub-folders")
@@ -359,10 +399,11 @@ def image_names(args: argparse.Namespace) -> list[str]:
 
 
 def size_and_time(file: Path) -> tuple[int, int] | None:
-    """Bytes and time of the last change of a file, in nanoseconds; None for a link to nothing."""
-    if not file.exists():
+    """Bytes, and time of the last change in nanoseconds, of a file; None if they cannot be read (a link to nothing)."""
+    try:
+        stat = os.stat(file)
+    except OSError:
         return None
-    stat = os.stat(file)
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -373,30 +414,44 @@ def digest(text: str) -> str:
 
 def print_skipped(bad: dict[str, str], total: int):
     """Print how many files cannot be read, and the first 20 with the reason."""
-    named = [f"{name!r} ({reason})" for name, reason in list(bad.items())[:20]]
-    if len(bad) > 20:
-        named.append("...")
-    print(f"skipped {len(bad)} of {total} files because they cannot be read: {', '.join(named)}", file=sys.stderr)
+    named = [f"{name!r} ({reason})" for name, reason in bad.items()]
+    print(f"skipped {len(bad)} of {total} files because they cannot be read: {some_of(named)}", file=sys.stderr)
 
 
-def ensure_cache(final: Path, names: list[str], make):
-    """Build the cache if it is not there. The first process of each machine decodes, the others wait for it."""
-    index = final / "index.json"  # written last: with it, the cache is complete
-    while int(os.environ.get("LOCAL_RANK", 0)) and not index.exists():
+def ensure_cache(final: Path, image_bytes: int, names: list[str], make) -> tuple[list[str], dict[str, str]]:
+    """Names of the images in the cache, and {name: reason} of the files that cannot be read; builds it if need be.
+
+    The first process of each machine decodes, the others wait for it.
+    """
+    index = read_index(final, image_bytes)
+    while index is None and int(os.environ.get("LOCAL_RANK", 0)):
         time.sleep(0.1)
-    if index.exists():
-        return
+        index = read_index(final, image_bytes)
+    if index is not None:
+        return index
+
     try:
-        build_cache(final, names, make)
+        build_cache(final, image_bytes, names, make)
     except OSError as error:
         fail(
             f"cannot write to the cache {final.parent} ({error.strerror}): "
             f"make room or change its permissions, or choose another folder with --cache",
             code=1,
         )
+    return read_index(final, image_bytes)
 
 
-def build_cache(final: Path, names: list[str], make):
+def read_index(final: Path, image_bytes: int) -> tuple[list[str], dict[str, str]] | None:
+    """What index.json lists; None if the cache is not there, or not complete, as after a power cut."""
+    try:
+        good, bad = json.loads((final / "index.json").read_text())
+        size = (final / "images.u8").stat().st_size
+    except (OSError, ValueError):
+        return None
+    return (good, bad) if size == len(good) * image_bytes else None
+
+
+def build_cache(final: Path, image_bytes: int, names: list[str], make):
     """Decode all images in parallel into final/images.u8; remove older caches of the same source and size.
 
     `make(name)` returns an image, (C, S, S) uint8. index.json lists the names of the images in their order, and the
@@ -404,15 +459,19 @@ def build_cache(final: Path, names: list[str], make):
     end, so that no other process ever sees half a cache. Uses constant memory. Raises OSError if the disk is full.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    remove_dead_builds(final.parent)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=final.parent))
     try:
         good, bad = decode_all(temporary / "images.u8", names, make)
         if not good:
             first = names[0]
             fail(f"none of the {len(names)} image files can be read ({first!r}: {bad[first]}): choose other images")
-        (temporary / "index.json").write_text(json.dumps([good, bad]))
+        with open(temporary / "index.json", "w") as file:
+            json.dump([good, bad], file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.chmod(0o755)  # mkdtemp lets nobody else read it
-        move_into_place(temporary, final)
+        move_into_place(temporary, final, image_bytes)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -420,6 +479,14 @@ def build_cache(final: Path, names: list[str], make):
     for old in final.parent.glob(f"{without_key}-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_dead_builds(cache: Path):
+    """Remove what killed processes left of their builds: folders to which nothing was written for an hour."""
+    for folder in cache.glob("building-*"):
+        times = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
+        if max(times) < time.time() - 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def decode_all(path: Path, names: list[str], make) -> tuple[list[str], dict[str, str]]:
@@ -449,14 +516,16 @@ def decode_all(path: Path, names: list[str], make) -> tuple[list[str], dict[str,
     return good, bad
 
 
-def move_into_place(temporary: Path, final: Path):
+def move_into_place(temporary: Path, final: Path, image_bytes: int):
     """Rename a finished cache folder, unless a run that started at the same time was faster."""
     try:
         temporary.rename(final)
     except OSError:
-        if (final / "index.json").exists():
+        if read_index(final, image_bytes) is not None:
             return
-        shutil.rmtree(final, ignore_errors=True)  # what is left of a cache that was deleted half-way
+        # what is left of a cache that was deleted half-way, or that a power cut tore
+        print(f"the cache {final} was not complete: the images were decoded again", file=sys.stderr)
+        shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
 
 
@@ -660,6 +729,13 @@ class Run:
             return self
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
+        # held until the process ends, however it ends
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.out / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            fail(f"another process is training in {self.out}: wait for it, or choose another folder with --out")
         self.drop_later()
 
         # every flag, for people and for compare.py
@@ -685,6 +761,7 @@ class Run:
             return
         self.bar.close()
         self.events.close()
+        self.lock.release()
         # what atomic() does not cover: the log and TensorBoard's events
         if isinstance(error, OSError):
             fail(
@@ -834,13 +911,18 @@ class Run:
         is_power_of_two = len(files) & (len(files) - 1) == 0
         if not files or not (self.leaving or is_power_of_two):
             return
-        frames = []
-        for file in files:
-            frame = Image.open(file).convert("RGB")
-            frame.thumbnail((600, 600))
-            frames.append(frame)
-        options = {"save_all": True, "append_images": frames[1:], "duration": 200, "loop": 0}
-        atomic(self.out / "progress.gif", lambda file: frames[0].save(file, "GIF", **options))
+        first, *rest = files
+        # a generator, so that one frame at a time is in memory
+        options = {"save_all": True, "append_images": (gif_frame(file) for file in rest), "duration": 200, "loop": 0}
+        atomic(self.out / "progress.gif", lambda file: gif_frame(first).save(file, "GIF", **options))
+
+
+def gif_frame(file: Path) -> Image.Image:
+    """A grid, at most 600 pixels wide and high."""
+    with Image.open(file) as image:
+        frame = image.convert("RGB")
+    frame.thumbnail((600, 600))
+    return frame
 
 
 def mean_distance(images: torch.Tensor) -> float:

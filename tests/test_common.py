@@ -129,6 +129,70 @@ def test_a_run_does_not_train_on_its_own_pictures(tmp_path):
     assert load(tmp_path / "other", tmp_path / "cache", out=str(tmp_path / "data/run"))[1] == ["a.png"]
 
 
+def write_run(folder: Path, *files: str):
+    """A folder with these files and a sample, as a run leaves them."""
+    (folder / "samples").mkdir(parents=True)
+    picture().save(folder / "real.png")
+    picture().save(folder / "samples/000000.png")
+    for file in files:
+        (folder / file).write_text("{}")
+
+
+LEFT_OUT = {  # folders below --path -> whether their images are used
+    ("args.json", "log.csv", "last.pt"): False,
+    ("args.json", "last.pt"): False,
+    ("args.json", "log.csv"): False,  # it has not saved yet
+    ("args.json",): True,  # of another program
+    (): True,
+}
+
+
+@pytest.mark.parametrize("files", LEFT_OUT)
+def test_samples_of_other_runs_are_no_training_images(tmp_path, capsys, files):
+    """Catches --path . in a folder that holds runs/: 75 of 20 images would be samples; and folders of the user's that are left out."""
+    data = tmp_path / "data"
+    write_run(data / "runs/old", *files)
+    picture().save(data / "a.png")
+    names = load(data, tmp_path / "cache", out=str(tmp_path / "new"))[1]
+    inside = ["runs/old/real.png", "runs/old/samples/000000.png"]
+    assert names == ["a.png", *(inside if LEFT_OUT[files] else [])]
+    message = capsys.readouterr().err
+    assert ("runs/old" in message and "left out" in message) != LEFT_OUT[files]
+
+
+def test_a_run_is_no_folder_of_images(tmp_path, capsys):
+    """Catches --path D --out D, whose samples become training images at the next start, and a run as --path."""
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for out in (tmp_path, tmp_path / "link", tmp_path / "sub/.."):
+        with refused(capsys, 2, "--out", str(out), "the folder of the images"):
+            load(tmp_path, tmp_path / "cache", out=str(out))
+    write_run(tmp_path / "run", "args.json", "log.csv", "last.pt")
+    with refused(capsys, 2, str(tmp_path / "run"), "is the folder of a run"):
+        load(tmp_path / "run", tmp_path / "cache", out=str(tmp_path / "new"))
+    assert (
+        len(load(tmp_path / "run/samples", tmp_path / "cache", out=str(tmp_path / "new"))[1]) == 1
+    )  # compare.py asks for such
+
+
+def test_folders_without_permission_are_named(tmp_path, capsys, monkeypatch):
+    """Catches images that vanish in silence; the file system is made to refuse, because root may read everything."""
+    for name in ("a.png", "locked/b.png", "open/c.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path / "data" / name)
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert load(tmp_path / "data", tmp_path / "cache")[1] == ["a.png", "open/c.png"]
+    message = capsys.readouterr().err
+    assert "locked (Permission denied)" in message and "cannot be read" in message
+
+
 def test_only_unreadable_files(tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/text.jpg").write_text("no")
@@ -362,6 +426,50 @@ def test_a_half_deleted_cache_is_built_again(tmp_path, folder):
     load(folder, tmp_path)
     (next(tmp_path.iterdir()) / "index.json").unlink()
     assert len(load(folder, tmp_path)[0]) == 24 and len(list(tmp_path.iterdir())) == 1
+
+
+def torn(file: Path):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = {  # what a kill, a power cut or a clean-up leaves of a cache
+    "index.json torn": lambda cache: torn(cache / "index.json"),
+    "index.json empty": lambda cache: (cache / "index.json").write_text(""),
+    "index.json of something else": lambda cache: (cache / "index.json").write_text('[["a.png"], {}]'),
+    "index.json missing": lambda cache: (cache / "index.json").unlink(),
+    "images.u8 short": lambda cache: torn(cache / "images.u8"),
+    "images.u8 empty": lambda cache: (cache / "images.u8").write_bytes(b""),
+    "images.u8 missing": lambda cache: (cache / "images.u8").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_built_again(tmp_path, folder, capsys, damage):
+    """Catches a traceback at every start, and images of zeros."""
+    images, names = load(folder, tmp_path)
+    before = np.array(images)
+    (cache,) = tmp_path.iterdir()
+    DAMAGES[damage](cache)
+    again, names_again = load(folder, tmp_path)
+    assert names_again == names and (again == before).all()
+    assert str(cache) in (message := capsys.readouterr().err) and "not complete" in message
+    load(folder, tmp_path)
+    assert "not complete" not in capsys.readouterr().err and list(tmp_path.iterdir()) == [cache]
+
+
+def test_what_dead_builds_leave_is_removed(tmp_path, folder):
+    """Catches building-... folders that stay for ever after a kill, and one that is taken from a build that is still going on."""
+    for name, age in (("building-dead", 7200), ("building-alive", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.u8").write_bytes(b"x")
+        for path in (tmp_path / name / "images.u8", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / "building-slow").mkdir()  # an old folder whose file is still written to
+    (tmp_path / "building-slow/images.u8").write_bytes(b"x")
+    os.utime(tmp_path / "building-slow", (time.time() - 7200,) * 2)
+    load(folder, tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("building"))
+    assert left == ["building-alive", "building-slow"]
 
 
 def test_read_only_image_folder(tmp_path, folder):

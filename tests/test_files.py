@@ -148,6 +148,26 @@ def test_a_disk_that_is_full_while_logging_is_said(tmp_path, capsys):
         raise OSError(28, "No space left on device")
 
 
+def test_two_runs_in_one_folder(any_script, images, tmp_path, monkeypatch, capsys):
+    """Catches logs and checkpoints of two processes that are mixed up; the second stops before it writes."""
+    m, out, seen = module(any_script), tmp_path / "run", []
+    run(any_script, images, out, "--steps", "1")
+    train_step = m.train_step
+
+    def meanwhile(*arguments):
+        if not seen:
+            seen.append(1)
+            with refused(capsys, 2, "another process is training in", str(out), "--out"):
+                m.main(["--resume", "--out", str(out), "--steps", "9", "--device", "cpu"])
+        return train_step(*arguments)
+
+    monkeypatch.setattr(m, "train_step", meanwhile)
+    m.main(["--resume", "--out", str(out), "--steps", "3", "--log-every", "1", "--device", "cpu"])
+    rows = [row.split(",")[0] for row in (out / "log.csv").read_text().splitlines()]
+    assert seen == [1] and rows[-2:] == ["2", "3"]
+    m.main(["--resume", "--out", str(out), "--steps", "4", "--device", "cpu"])  # the lock is gone with the run
+
+
 # --- signals ---
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import pytest
 import torch
@@ -224,6 +225,7 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch)
     plain = vars(m.parse_args(["--path", "data", "--out", str(out)]))
     stored = {name: other(value) for name, value in plain.items() if name not in DERIVED}
     stored |= {"steps": 100, "size": 4 * plain["size"], "load_size": 0, "constant": 1000, "decay": 1000}
+    stored |= {"path": "/data/images", "labels": "/data/labels.csv", "embeddings": "/data/vectors.npy"}
     stored = {name: value for name, value in stored.items() if name in plain}
     torch.save({"script": any_script, "step": 5, "args": stored | {"script": any_script}, "state": {}}, out / "last.pt")
     flags = {"--resume": "resume", "--sample 3": "sample"}
@@ -246,10 +248,28 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch)
     found = m.parse_args(
         ["--out", str(out), "--resume", "--steps", "77", "--lr-g", "0.125", "--path", "moved", "--keep", "5"]
     )
-    assert (found.steps, found.lr_g, found.path, found.keep) == (77, 0.125, "moved", 5)
+    assert (found.steps, found.lr_g, found.path, found.keep) == (77, 0.125, os.path.abspath("moved"), 5)
     found = m.parse_args(["--out", str(out), "--resume", "--cache", "there", "--device", "cpu"])
     assert (found.cache, found.device) == ("there", "cpu")
     assert set(m.ARCHITECTURE) <= stored.keys() - OWN
+
+
+def test_a_run_is_resumed_from_another_directory(any_script, images, tmp_path, monkeypatch):
+    """Catches a relative --path in the checkpoint: "does not exist", or another folder of that name; a moved folder is given again."""
+    (tmp_path / "here").symlink_to(images.parent, target_is_directory=True)
+    flags = ["--path", f"here/{images.name}", "--out", str(tmp_path / "run")]
+    if any_script in ("acgan", "cgan_text2img"):
+        flags += ["--labels", f"here/{images.name}/tags.csv"]
+    monkeypatch.chdir(tmp_path)
+    m = module(any_script)
+    m.main([*tiny(any_script), *flags, "--steps", "1"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    m.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"])
+    saved = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert saved["step"] == 2 and saved["args"]["path"] == str(tmp_path / "here" / images.name)
+    again = m.parse_args(["--resume", "--out", str(tmp_path / "run"), "--steps", "3", "--path", "moved"])
+    assert again.path == str(tmp_path / "elsewhere/moved")
 
 
 def test_a_checkpoint_holds_the_flags_as_they_were_given(any_script, images, tmp_path):
