@@ -75,6 +75,14 @@ def test_lone_columns_of_0_and_1_are_yes_or_no(tmp_path):
     assert rows == [("0.png", [("Bald", "no"), ("hair", "red")]), ("1.png", [("Bald", "yes")])]
 
 
+def test_columns_of_minus_1_and_1_are_each_a_group(tmp_path):
+    """Catches CelebA's columns joined by their names: a person may wear a hat and lipstick, or have neither black nor blond hair."""
+    names = "Wearing_Hat Wearing_Lipstick Black_Hair Blond_Hair with_hat without_hat"
+    rows = read(tmp_path, f"1\n{names}\n0.png 1 1 -1 -1 1 -1\n")
+    values = ["yes", "yes", "no", "no", "yes", "no"]
+    assert rows == [("0.png", list(zip(names.split(), values, strict=True)))]
+
+
 def test_test_lists(tmp_path):
     """Catches rows without file names taken for broken ones, and ids that must be numbers."""
     assert read(tmp_path, f"2\n{TABLE}\n1 0 0 1\n0 1 1 0\n")[0] == ("", ATTRIBUTES)
@@ -124,6 +132,12 @@ def test_the_one_candidate_is_found(tmp_path, capsys):
         labels.find_labels(args(images))
     assert labels.find_labels(args(images, labels="x.csv")) == "x.csv"
     (images / "list.txt").unlink()
+    for content in (
+        b"\xef\xbb\xbf0,aqua hair red eyes\n",
+        b"\xef\xbb\xbfimage,caption\n0.png,a face\n",
+    ):  # as Excel saves it
+        (images.parent / "TAGS.csv").write_bytes(content)
+        assert labels.find_labels(args(images)).endswith("TAGS.csv")
     (images / "folder.csv").mkdir()
     (images / "gone.txt").symlink_to("nowhere")
     assert labels.find_labels(args(images)).endswith("TAGS.csv")
