@@ -300,9 +300,9 @@ def test_full_disk_keeps_the_last_checkpoint(folder, tmp_path, monkeypatch, caps
     assert (tmp_path / "run/last.pt").read_bytes() == before and not list((tmp_path / "run").rglob("*.tmp"))
 
 
-def train_in_child(script, folder, out):
+def train_in_child(script, folder, out, steps):
     torch.set_num_threads(1)
-    flags = ["--steps", "60", "--log-every", "1", "--save-every", "1"]
+    flags = ["--steps", str(steps), "--log-every", "1", "--save-every", "1"]
     if os.path.exists(f"{out}/last.pt"):
         flags.append("--resume")
     run(script, folder, out, *flags)
@@ -310,13 +310,14 @@ def train_in_child(script, folder, out):
 
 def kill_loop(script, folder, tmp_path, kills: int) -> int:
     """Kill -9 a run that saves at every step, again and again; it must resume each time and end as if nothing had been."""
-    whole = run(script, folder, tmp_path / "whole", "--steps", "60", "--log-every", "1", "--save-every", "1")
+    steps = 36 + 12 * kills  # more than a fast machine does between two kills
+    whole = run(script, folder, tmp_path / "whole", "--steps", str(steps), "--log-every", "1", "--save-every", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([script, "torch.utils.tensorboard"])
     delays, done, halves, step = np.random.default_rng(0), 0, 0, 0
     out = tmp_path / "killed"
     while done < kills:
-        child = context.Process(target=train_in_child, args=(script, folder, str(out)))
+        child = context.Process(target=train_in_child, args=(script, folder, str(out), steps))
         child.start()
         deadline = time.time() + 60
         while child.is_alive() and time.time() < deadline:  # kill soon after it has come one step further
@@ -334,7 +335,7 @@ def kill_loop(script, folder, tmp_path, kills: int) -> int:
     state = module(script).main(["--resume", "--out", str(out), "--device", "cpu"])
     assert same_state(whole, state)
     assert (out / "log.csv").read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
-    assert frames(out / "progress.gif") == 61
+    assert frames(out / "progress.gif") == steps + 1
     return halves
 
 
