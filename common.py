@@ -86,6 +86,7 @@ def between(low, high=math.inf):
 
 def image_size(text: str) -> int:
     """A type for argparse: 4, 5, 6 or 7 times a power of two, so that halving it ends at a map 4 to 7 pixels wide."""
+    # from 16 (4 times 4) to 1792 (7 times 256)
     size = int(text)
     valid = [base * 2**level for level in range(2, 9) for base in (4, 5, 6, 7)]
     if size not in valid:
@@ -258,6 +259,7 @@ def find_images(folder: str, out: str) -> list[str]:
     unreadable = []
     seen = {os.path.realpath(folder), os.path.realpath(out)}  # real paths, so that loops of links end
     for root, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        # nothing below the folder of a run is looked at
         if root != folder and is_run(root):
             runs.append(root)
             folders.clear()
@@ -443,6 +445,7 @@ def ensure_cache(final: Path, image_bytes: int, names: list[str], make) -> tuple
 
 def read_index(final: Path, image_bytes: int) -> tuple[list[str], dict[str, str]] | None:
     """What index.json lists; None if the cache is not there, or not complete, as after a power cut."""
+    # index.json may be torn, and images.u8 may be shorter than it says
     try:
         good, bad = json.loads((final / "index.json").read_text())
         size = (final / "images.u8").stat().st_size
@@ -475,6 +478,7 @@ def build_cache(final: Path, image_bytes: int, names: list[str], make):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
+    # what was decoded before the folder of images changed
     without_key = final.name.rsplit("-", 1)[0]
     for old in final.parent.glob(f"{without_key}-*"):
         if old != final:
@@ -483,6 +487,7 @@ def build_cache(final: Path, image_bytes: int, names: list[str], make):
 
 def remove_dead_builds(cache: Path):
     """Remove what killed processes left of their builds: folders to which nothing was written for an hour."""
+    # a build that is still going on writes to its file all the time
     for folder in cache.glob("building-*"):
         times = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
         if max(times) < time.time() - 3600:
@@ -866,6 +871,7 @@ class Run:
         """
         if self.rank:
             return
+        # plain values, which weights_only can load
         values = {name: thing.state_dict() for name, thing in state.items()}
         self.check_finite(values)
 
@@ -919,6 +925,7 @@ class Run:
 
 def gif_frame(file: Path) -> Image.Image:
     """A grid, at most 600 pixels wide and high."""
+    # closed at once: there are as many files as grids
     with Image.open(file) as image:
         frame = image.convert("RGB")
     frame.thumbnail((600, 600))
