@@ -299,7 +299,7 @@ def test_a_checkpoint_of_a_card_is_resumed_on_a_cpu(any_script, images, tmp_path
     assert torch.load(out / "last.pt", weights_only=True)["args"]["device"] != "cuda:0" or torch.cuda.is_available()
 
 
-def test_what_the_optimiser_of_a_preset_is_told(any_script, tmp_path):
+def test_given_flags_beat_the_preset_and_path_switches_it_off(any_script, tmp_path):
     """Catches a preset that --resume adds to a run on a folder, or that a given flag does not beat."""
     m = module(any_script)
     for name, value in m.PRESET.items():
