@@ -437,9 +437,12 @@ def wanted(args) -> Tensor:
     """
     count = args.sample + args.batch
     if args.sample_labels:
-        found = [label for _, label in labels.read_labels(args.sample_labels)]
-        if any(isinstance(label, str) for label in found):
-            common.fail(f"--sample-labels {args.sample_labels} holds captions: choose a file of attributes")
+        source = labels.read_labels(args.sample_labels, groups=args.groups)
+        if source.unknown:
+            common.fail(f"--sample-labels {args.sample_labels} asks for {min(source.unknown)!r}: no known color")
+        found = [row.values for row in source.rows]
+        if not any(found):
+            common.fail(f"--sample-labels {args.sample_labels} names no attribute: expected {', '.join(args.groups)}")
         y = encode(found, args.groups)
         return y[torch.arange(count) % len(y)]
 

@@ -31,7 +31,7 @@ import copy
 import itertools
 import math
 import os
-import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 
@@ -177,8 +177,19 @@ def widths(args) -> list[int]:
 
 
 def words_of(caption: str) -> list[str]:
-    """Words in lower case: "Blue hair, red eyes" -> ["blue", "hair", "red", "eyes"]."""
-    return re.findall(r"\w+", caption.lower())
+    """Words in lower case: "Blue hair, red eyes" -> ["blue", "hair", "red", "eyes"].
+
+    A word is made of letters, with their marks, and digits. Chinese characters are a word each.
+    """
+    text = ""
+    for character in unicodedata.normalize("NFC", caption.lower()):
+        if unicodedata.name(character, "").startswith("CJK UNIFIED"):
+            text += f" {character} "
+        elif unicodedata.category(character)[0] in "LMN" or character == "_":
+            text += character
+        else:
+            text += " "
+    return text.split()
 
 
 def split(caption: str) -> list[str]:
@@ -300,6 +311,18 @@ def g_loss(fake: Tensor) -> Tensor:
     return softplus(-fake).mean()  # -E log sigmoid(fake)
 
 
+def choose(t: Tensor) -> Tensor:
+    """One of the captions of each image, at random: t (N, K, ...) -> (N, ...).
+
+    K is the largest number of captions that an image has; those with fewer have zeros after them.
+    """
+    if t.shape[1] == 1:
+        return t[:, 0]
+    counts = (t != 0).any(2).sum(1)
+    k = (torch.rand(len(t), device=t.device) * counts).long()
+    return t[torch.arange(len(t), device=t.device), k]
+
+
 def derange(t: Tensor) -> tuple[Tensor, Tensor]:
     """Give each image of a batch the caption of another: t (N, ...) -> indices (N,), mask (N,).
 
@@ -322,7 +345,8 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     """Algorithm 1: one update of D on right, wrong and generated pairs, one of G on the noise that D has seen."""
     # (1) D: maximize E log s(D(x, t)) + (E log(1 - s(D(x, t_wrong))) + E log(1 - s(D(G(z, t), t)))) / 2
     D.requires_grad_(True)
-    x_real, t = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1], (N, L)
+    x_real, t = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1], (N, K, L)
+    t = choose(t)  # (N, L)
     other, mask = derange(t)
     with autocast(args):
         x_fake = G(noise(len(x_real), args), t)  # with its graph: (2) uses it again
@@ -458,7 +482,7 @@ def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 def read_captions(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
-    """Indices (n,) of the images that have a caption, and their t.
+    """Indices (n,) of the images that have captions, and their t (n, K, ...): up to K of each, then zeros.
 
     Sets args.words, args.text_dim and args.captions, which checkpoints keep. Ends the process if a resumed run has
     other words or embeddings than its checkpoint.
@@ -467,9 +491,10 @@ def read_captions(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
     words = []
     text_dim = 0
     if args.embeddings:
-        text_dim = len(captions[0])  # vectors stand in for the captions
+        text_dim = captions[0].shape[1]  # vectors stand in for the captions
     else:
-        words = sorted({part for caption in captions for part in split(caption)})
+        flat = [caption for several in captions for caption in several]
+        words = sorted({part for caption in flat for part in split(caption)})
 
     if args.resume and text_dim != args.text_dim:
         expected = f"vectors of {args.text_dim} numbers" if args.text_dim else "words"
@@ -484,12 +509,13 @@ def read_captions(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
     args.text_dim = text_dim
     if args.embeddings:
         args.captions = []
-        return rows, torch.stack(captions)
+        return rows, nn.utils.rnn.pad_sequence(captions, batch_first=True)
 
     # Captions for --sample, each once. Sorted by a checksum, they are mixed, but the same in every run.
-    mixed = sorted(set(captions), key=lambda caption: zlib.crc32(caption.encode()))
+    mixed = sorted(set(flat), key=lambda caption: zlib.crc32(caption.encode()))
     args.captions = mixed[:1000]
-    return rows, encode(captions, args)
+    t = encode(flat, args).split([len(several) for several in captions])
+    return rows, nn.utils.rnn.pad_sequence(t, batch_first=True)
 
 
 def read_prompts(args) -> list[tuple[str, str]]:
@@ -499,10 +525,7 @@ def read_prompts(args) -> list[tuple[str, str]]:
     """
     found = [(str(i), caption) for i, caption in enumerate(args.prompt or [], 1)]
     if args.prompts:
-        for line in labels.read_text(args.prompts).splitlines():
-            if line.strip():
-                name, _, caption = line.partition(",")
-                found.append((name, caption))
+        found += labels.read_prompts(args.prompts)
 
     if found and args.text_dim:
         common.fail(
@@ -587,7 +610,7 @@ def main(argv=None) -> dict:
     # in the grid, the images of a column share their z, and those of a row the caption of one training image
     fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)
     shown = [row * len(t) // 8 for row in range(8)]
-    fixed_t = t[shown].repeat_interleave(8, 0).to(args.device)
+    fixed_t = t[shown, 0].repeat_interleave(8, 0).to(args.device)
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_t), rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():

@@ -6,18 +6,25 @@ same batches lead to is not here but in the scripts.
 """
 
 import argparse
+import collections
+import contextlib
 import csv
+import errno
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -25,7 +32,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
@@ -33,8 +40,18 @@ import faces
 
 FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
 GRID = 64  # images in real.png and in each samples/*.png
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNREADABLE = "folders that cannot be read"
+HIDDEN = ("thumbs.db", "desktop.ini")  # what Windows puts beside images; names with a dot in front are hidden, too
 CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
+
+# What Pillow reads, but for formats that are no pictures, or that other programs would have to draw.
+Image.init()
+USUAL = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]  # tried first, because trying them all takes time
+FORMATS = USUAL + sorted(Image.OPEN.keys() - {*USUAL, "BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+IMAGES = "jpg, png, webp, gif, bmp, tif, avif and what else Pillow reads"
+# What a file without a suffix may be: formats that cannot be mistaken for text.
+PLAIN_FORMATS = [*USUAL, "AVIF", "JPEG2000"]
 
 # Flags that --resume and --sample do not take from the checkpoint, because they belong to one start of the script.
 NOT_FROM_CHECKPOINT = {
@@ -65,6 +82,15 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+@contextlib.contextmanager
+def ends_with(sentence: str):
+    """Ctrl-C inside the block ends the process with one sentence, not with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(f"stopped by Ctrl-C: {sentence}", code=130)
+
+
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +108,16 @@ def between(low, high=math.inf):
         return value
 
     return number
+
+
+def file_name(text: str) -> str:
+    """A type for argparse: the name of a file or folder, which checkpoints, logs and TensorBoard can keep."""
+    path = os.path.abspath(text)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{path!r} is not UTF-8: rename the folder, or use a link") from None
+    return text
 
 
 def image_size(text: str) -> int:
@@ -105,12 +141,18 @@ def add_data_flags(
 ):
     """Add the flags that load_images and Batches read; `labels` adds --labels."""
     group = parser.add_argument_group("data")
-    group.add_argument("--path", help=f"{path}; None: built-in faces and the preset of the script")
+    group.add_argument("--path", type=file_name, help=f"{path}; None: built-in faces and the preset of the script")
     group.add_argument(
         "--size",
         type=image_size,
         default=64,
-        help="width and height in pixels of the cropped images: 4, 5, 6 or 7 times a power of two; larger is slower",
+        help="width and height in pixels of the images: 4, 5, 6 or 7 times a power of two; larger is slower",
+    )
+    group.add_argument(
+        "--fit",
+        choices=("crop", "pad", "stretch"),
+        default="crop",
+        help="how images become squares: cropped to their center, padded with white, or stretched",
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1: grayscale images, 3: color images")
     group.add_argument(
@@ -120,14 +162,26 @@ def add_data_flags(
         help="mirror images left to right at random, which doubles the data where left and right do not matter",
     )
     if labels:
-        group.add_argument("--labels", help="label file; None: the only one inside or next to --path")
-    group.add_argument("--cache", default=CACHE, help="folder in which the decoded images are kept for later runs")
+        group.add_argument(
+            "--labels",
+            type=file_name,
+            help="label file, or the folder of --path, whose sub-folders are then the classes; "
+            "None: the only label file inside or next to --path, or else the sub-folders",
+        )
+    group.add_argument(
+        "--cache", type=file_name, default=CACHE, help="folder in which the decoded images are kept for later runs"
+    )
 
 
 def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bool = True):
     """Add the flags that Run, write_samples and parse read; `batchnorm` adds --sample-mode."""
     group = parser.add_argument_group("output")
-    group.add_argument("--out", default=f"runs/{Path(script).stem}", help="folder for everything that this run writes")
+    group.add_argument(
+        "--out",
+        type=file_name,
+        default=f"runs/{Path(script).stem}",
+        help="folder for everything that this run writes",
+    )
     group.add_argument(
         "--log-every", type=between(1), default=50, help="steps between two rows of log.csv and TensorBoard"
     )
@@ -199,7 +253,12 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
         if vars(args).get(name):
             setattr(args, name, os.path.abspath(getattr(args, name)))
 
-    refuse_to_overwrite(parser, args)
+    refuse_to_overwrite(args)
+    # now, not after all images have been decoded
+    if not args.sample and importlib.util.find_spec("tensorboard") is None:
+        fail("tensorboard is not installed: pip install -r requirements.txt")
+
+    args.found = {}  # what load_images and load_labels find, for args.json
     return args
 
 
@@ -209,6 +268,11 @@ def take_from_checkpoint(parser, args: argparse.Namespace, given: set[str], arch
         args.checkpoint = str(Path(args.out) / "last.pt")
     checkpoint = read_checkpoint(args.checkpoint, args.script)
     saved = checkpoint["args"]
+
+    # the labels of one folder are not those of another
+    moved = "path" in given and saved.get("path") != os.path.abspath(args.path)
+    if moved and "labels" in saved and "labels" not in given:
+        saved["labels"] = None
 
     # flags that both know: a checkpoint of an older version may have fewer
     names = saved.keys() & vars(args).keys() - NOT_FROM_CHECKPOINT
@@ -228,65 +292,125 @@ def take_from_checkpoint(parser, args: argparse.Namespace, given: set[str], arch
         )
 
 
-def refuse_to_overwrite(parser, args: argparse.Namespace):
-    """Stop if --out holds a run that this start would overwrite."""
+def refuse_to_overwrite(args: argparse.Namespace):
+    """End the process if --out holds a run, or files of the user's, that this start would overwrite."""
     out = Path(args.out)
     if args.sample or not is_main_process():  # the main process may have begun to write already
         return
     if args.resume and out.resolve() in Path(args.checkpoint).resolve().parents:
         return
-    if (out / "last.pt").exists() or (out / "log.csv").exists():
-        parser.error(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
+    if os.path.exists(out / "last.pt") or os.path.exists(out / "log.csv"):
+        fail(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
+
+    # what a run writes without asking; a run that was stopped before its first checkpoint may begin again
+    names = ["args.json", "real.png", "progress.gif", "samples", "checkpoints"]
+    found = [name for name in names if os.path.exists(out / name)]
+    if found and not is_settings(out / "args.json"):
+        fail(f"{out} holds {found[0]}, which no run has written: choose another folder with --out")
 
 
 # --- images in -----------------------------------------------------------------------------------------------------
 
 
+def is_settings(file: Path) -> bool:
+    """Whether a file is the args.json of one of these scripts."""
+    try:
+        script = json.loads(file.read_text(encoding="utf-8"))["script"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return Path(__file__).with_name(f"{script}.py").exists()
+
+
 def is_run(folder: str) -> bool:
     """Whether a folder is the output folder of a run, whose samples must not become training images."""
-    files = [Path(folder, name) for name in ("args.json", "log.csv", "last.pt")]
-    return sum(file.exists() for file in files) >= 2  # one of these names alone may be the user's
+    files = [os.path.join(folder, name) for name in ("args.json", "log.csv", "last.pt")]
+    # a log.csv alone may be the user's
+    return is_settings(Path(files[0])) or sum(os.path.exists(file) for file in files) >= 2
 
 
-def find_images(folder: str, out: str) -> list[str]:
-    """Paths of the images below `folder`, relative to it and sorted.
+def is_output(folder: str) -> bool:
+    """Whether scripts have written images to a folder: it is in a run, or holds samples, translations or scores."""
+    real = Path(os.path.realpath(folder))
+    if os.path.exists(real / ".written"):
+        return True
+    # a link can lead into a run; of real folders, find_images would have met the run above them before
+    places = [real, *real.parents] if os.path.islink(folder) else [real]
+    return any(is_run(str(place)) for place in places)
 
-    Hidden files and folders are left out, and so is everything below `out` and in the folders of other runs, where
-    scripts write images of their own. Folders of runs, and folders that cannot be read, are named.
+
+def find_images(folder: str, out: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Paths of the images below `folder`, relative to it and sorted; and {reason: paths} of all other files.
+
+    An image is what has the suffix of an image, or none. Files below `out` and in the folders of other runs are left
+    out, because scripts write images of their own there. Each folder is searched once, whatever links lead to it, and
+    by its own name, not by that of a link. Under UNREADABLE stand folders, not files.
     """
     names = []
-    runs = []
-    unreadable = []
-    seen = {os.path.realpath(folder), os.path.realpath(out)}  # real paths, so that loops of links end
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
-        # nothing below the folder of a run is looked at
-        if root != folder and is_run(root):
-            runs.append(root)
-            folders.clear()
+    left_out = {}
+    aside = []  # folders whose files are only counted, with the reason
+    seen = set()
+    folders = [""]
+    links = []  # searched last
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(os.path.join(folder, here))
+        if real in seen:
             continue
+        seen.add(real)
 
-        # os.walk continues with the folders that are left in this list
-        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
-        folders[:] = [name for name in folders if not name.startswith(".") and real[name] not in seen]
-        seen.update(real.values())
+        for name in list_folder(folder, here, left_out):
+            path = os.path.join(folder, name)
+            is_folder = os.path.isdir(path)
+            reason = why_not(path, is_folder, out)
+            if is_folder and reason:
+                aside.append((name, reason))
+            elif is_folder:
+                # links after all real folders, so that a file keeps the name that it has there
+                (links if os.path.islink(path) else folders).append(name)
+            elif reason:
+                left_out.setdefault(reason, []).append(name)
+            else:
+                names.append(name)
 
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                names.append(os.path.relpath(os.path.join(root, name), folder))
+    # links last here, too
+    aside.sort(key=lambda item: os.path.islink(os.path.join(folder, item[0])))
+    for name, reason in aside:
+        for root, inside, files in os.walk(os.path.join(folder, name), followlinks=True):
+            if os.path.realpath(root) in seen:
+                inside.clear()  # os.walk goes no deeper
+                continue
+            seen.add(os.path.realpath(root))
+            for file in files:
+                left_out.setdefault(reason, []).append(os.path.relpath(os.path.join(root, file), folder))
+    return sorted(names), left_out
 
-    if is_main_process():
-        if runs:
-            print(f"left out: the images in the folders of runs, {some_of(sorted(runs))}", file=sys.stderr)
-        if unreadable:
-            reasons = [f"{error.filename} ({error.strerror})" for error in unreadable]
-            print(f"left out: folders that cannot be read, {some_of(sorted(reasons))}", file=sys.stderr)
-    return sorted(names)
+
+def list_folder(folder: str, here: str, left_out: dict[str, list[str]]) -> list[str]:
+    """Paths of what is in folder/here, relative to `folder`; [] if it cannot be read, which `left_out` then says."""
+    prefix = f"{here}/" if here else ""
+    try:
+        return [prefix + name for name in sorted(os.listdir(os.path.join(folder, here)))]
+    except OSError as error:
+        left_out.setdefault(UNREADABLE, []).append(f"{here or folder} ({error.strerror})")
+        return []
 
 
-def some_of(names: list[str]) -> str:
-    """The first 20 of some names, separated by commas, and "..." if there are more."""
-    shown = names[:20]
-    if len(names) > 20:
+def why_not(path: str, is_folder: bool, out: str) -> str | None:
+    """The reason why a file, or a whole folder, is left out; None if it is not."""
+    name = os.path.basename(path).lower()
+    if name.startswith(".") or name in HIDDEN:
+        return "hidden files"
+    if is_folder:
+        belongs_to_run = os.path.realpath(path) == os.path.realpath(out) or is_output(path)
+        return "files in the folders of runs" if belongs_to_run else None
+    suffix = os.path.splitext(name)[1]
+    return None if suffix in SUFFIXES or not suffix else "files that are no images"
+
+
+def some_of(names: list[str], count: int = 20) -> str:
+    """The first `count` of some names, separated by commas, and "..." if there are more."""
+    shown = names[:count]
+    if len(names) > count:
         shown.append("...")
     return ", ".join(shown)
 
@@ -298,10 +422,10 @@ def pixels(image: Image.Image, channels: int) -> np.ndarray:
     return array.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def paint(name: str, size: int, channels: int) -> np.ndarray:
-    """The built-in face with that number -> (C, S, S) uint8."""
+def paint(name: str, size: int, channels: int) -> tuple[np.ndarray, tuple[int, int], bool]:
+    """The built-in face with that number, as decode() returns images."""
     image, _ = faces.paint(0, int(name), size)
-    return pixels(image, channels)
+    return pixels(image, channels), image.size, False
 
 
 def face_attributes(name: str) -> dict[str, str]:
@@ -309,70 +433,141 @@ def face_attributes(name: str) -> dict[str, str]:
     return faces.describe(np.random.default_rng([0, int(name)]))
 
 
-def open_image(file: Path, draft: int | None = None) -> Image.Image:
-    """Open an image file as RGB, rotated as its EXIF data says, with transparent parts on a white background.
+def open_image(file: Path, draft: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Open an image file as RGB in the colors of sRGB, rotated as its EXIF data says, transparent parts on white.
 
-    With `draft`, a JPEG much larger than that many pixels is decoded at a half, a quarter or an eighth of its size,
-    but never smaller than `draft`: much faster. Raises what Pillow raises, mostly OSError.
+    Returns the image, and the width and height in the file. With `draft`, a JPEG much larger than that many pixels is
+    decoded at a half, a quarter or an eighth of its size, but never smaller than `draft`: much faster. Raises what
+    Pillow raises, and OSError if it is not known which values are black and white.
     """
     if not file.is_file():
         raise OSError("not a regular file")
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS if file.suffix else PLAIN_FORMATS) as image:
+        kind = image.format
+        shape = image.size
         if draft:
             image.draft(None, (draft, draft))
+        mode = image.mode
+        profile = image.info.get("icc_profile")
+        white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # the tag PhotometricInterpretation
         image = ImageOps.exif_transpose(image)
 
-        if image.mode.startswith("I"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
             # 16 bits a pixel: keep the upper 8, where Pillow's own conversion would clip at 255
             values = np.asarray(image).astype(np.int64) >> 8
+            if white_is_zero:
+                values = 255 - values
             image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise OSError("not 8 or 16 bits a channel, so that its range is not known: save it with 8 or 16 bits")
 
+        # before the profile is applied, because profiles know no transparency
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+            image = image.convert("RGB")
+        if profile:
+            image = to_srgb(image, profile, mode)
+        return image.convert("RGB"), shape
 
 
-def decode(name: str, size: int, channels: int, folder: str = "") -> np.ndarray:
-    """An image file -> (C, S, S) uint8: cropped to the central square, then resized."""
-    image = open_image(Path(folder, name), draft=2 * size)
-    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return pixels(square, channels)
+def to_srgb(image: Image.Image, profile: bytes, mode: str) -> Image.Image:
+    """An image whose colors are those of an ICC profile -> RGB in the colors of sRGB; `mode` is that of the file.
+
+    An image whose profile is damaged, or of another kind than its colors, is taken for sRGB, as without a profile.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # most profiles are this one: nothing to convert, and no rounding
+        name = ImageCms.getProfileDescription(source).lower()
+        if "srgb" in name and "linear" not in name:
+            return image
+
+        kind = source.profile.xcolor_space.strip()
+        if kind == "GRAY" and mode in ("1", "L", "LA", "I;16", "I;16B"):
+            image = image.convert("L")
+        elif kind == "RGB" and mode != "CMYK":
+            image = image.convert("RGB")
+        elif kind != "CMYK" or mode != "CMYK":
+            return image
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return image
 
 
+def square(image: Image.Image, size: int, fit: str) -> Image.Image:
+    """A Pillow image -> size x size: its central square (crop), or the whole, on white (pad) or distorted (stretch)."""
+    lanczos = Image.Resampling.LANCZOS
+    if fit == "crop":
+        return ImageOps.fit(image, (size, size), lanczos)
+    if fit == "stretch":
+        return image.resize((size, size), lanczos)
+
+    left, top, right, bottom = padded_box(image, size)
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(image.resize((right - left, bottom - top), lanczos), (left, top))
+    return canvas
+
+
+def padded_box(image: Image.Image, size: int) -> tuple[int, int, int, int]:
+    """Where a padded image is in its square: left, top, right, bottom."""
+    longer = max(image.size)
+    width, height = [max(1, round(side * size / longer)) for side in image.size]
+    left = (size - width) // 2
+    top = (size - height) // 2
+    return left, top, left + width, top + height
+
+
+def decode(
+    name: str, size: int, channels: int, folder: str = "", fit: str = "crop"
+) -> tuple[np.ndarray, tuple[int, int], bool]:
+    """An image file -> (C, S, S) uint8, the width and height in the file, and whether it is nearly black."""
+    image, shape = open_image(Path(folder, name), draft=2 * size)
+    result = square(image, size, fit)
+    array = pixels(result, channels)
+    # without the white around it
+    shown = pixels(result.crop(padded_box(image, size)), channels) if fit == "pad" else array
+    return array, shape, bool(shown.max() < 16)
+
+
+@ends_with("the images were not all read, and the next start begins again")
 def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
     """Images of --path, or the built-in faces: uint8 (N, C, S, S), memory-mapped from the cache, and their names.
 
-    The first start decodes all images into a cache folder; later starts map that into memory at once. Files that
-    cannot be read are skipped, and named at every start. Ends the process if there is no folder, no image that can
-    be read, or fewer images than a batch.
+    The first start decodes all images into a cache folder; later starts map that into memory at once. What was found
+    is printed at every start, files that are left out too, and put into args.found. Ends the process if there is no
+    folder, no image that can be read, or fewer images than a batch.
     """
     # what the images are, a function that makes one, and all that the decoded images depend on
     if args.path is None:
         where = "the built-in data"
         source = "faces"
         names = [str(i) for i in range(FACES)]
+        left_out = {}
         make = paint
+        fit = "painted"
         painter = Path(faces.__file__).read_text(encoding="utf-8")
         content = f"{FACES} {painter}"
     else:
         where = f"--path {args.path}"
         source = os.path.realpath(args.path)
-        names = image_names(args)
-        make = functools.partial(decode, folder=args.path)
+        names, left_out = image_names(args)
+        make = functools.partial(decode, folder=args.path, fit=args.fit)
+        fit = args.fit
         content = repr([(name, size_and_time(Path(args.path, name))) for name in names])
 
-    # One folder for each source and size of images. The key changes when any file does; the old cache then goes.
-    # "v1" is the version of decode(): another version needs another number.
+    # One folder for each source and shape of images. The key changes when any file does; the old cache then goes.
+    # "v2" is the version of decode(): another version needs another number.
     slot = digest(source)
     key = digest(content)
-    final = Path(args.cache) / f"{slot}-{args.size}-{args.channels}-v1-{key}"
+    final = Path(args.cache) / f"{slot}-{args.size}-{args.channels}-{fit}-v2-{key}"
     make = functools.partial(make, size=args.size, channels=args.channels)
     image_bytes = args.channels * args.size**2
-    good, bad = ensure_cache(final, image_bytes, names, make)
-    if bad and is_main_process():
-        print_skipped(bad, len(names))
+    index = ensure_cache(final, image_bytes, names, make)
+
+    good = index["names"]
+    args.found[args.path or where] = describe_images(index, left_out, args)
     if len(good) < args.batch:
         fail(f"{where} has {len(good)} images, fewer than a batch of {args.batch}: add images or lower --batch")
 
@@ -381,23 +576,107 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
     return np.memmap(final / "images.u8", np.uint8, mode="c", shape=shape), good
 
 
-def image_names(args: argparse.Namespace) -> list[str]:
-    """Names of the images of --path; ends the process if it is not a folder with images."""
-    folder = Path(args.path)
-    if not folder.exists():
-        fail(f"the folder {args.path} does not exist: choose a folder of images")
-    if not folder.is_dir():
-        fail(f"{args.path} is not a folder: choose a folder of images")
+def image_names(args: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
+    """What find_images finds in --path; ends the process if it is not a folder with images."""
+    need_folder(args.path)
     if is_run(args.path):
         fail(f"{args.path} is the folder of a run, whose samples must not become training images: choose another")
-    if folder.resolve() == Path(args.out).resolve():
+    if os.path.realpath(args.path) == os.path.realpath(args.out):
         fail(
             f"--out {args.out} is the folder of the images: choose another, so that no sample becomes a training image"
         )
-    names = find_images(args.path, args.out)
+    names, left_out = find_images(args.path, args.out)
     if not names:
-        fail(f"{args.path} holds no image: looked for {' '.join(SUFFIXES)} in it and in all its sub-folders")
-    return names
+        print_left_out(left_out)
+        fail(f"{args.path} holds no image: looked for {IMAGES} in it and in all its sub-folders")
+    return names, left_out
+
+
+def need_folder(path: str):
+    """End the process if `path` is not a folder; if it is an archive of one, the sentence says how to unpack it."""
+    if os.path.isdir(path):
+        return
+    if not os.path.exists(path):
+        fail(f"the folder {path} does not exist: choose a folder of images")
+    # a checkpoint is a zip, too
+    module = None
+    if path.lower().endswith(".zip") and zipfile.is_zipfile(path):
+        module = "zipfile"
+    elif os.path.isfile(path):
+        with contextlib.suppress(OSError):  # it may be unreadable
+            module = "tarfile" if tarfile.is_tarfile(path) else None
+    if module:
+        folder = shlex.quote(Path(path).name.split(".")[0])
+        command = f"python -m {module} -e {shlex.quote(path)} {folder}"
+        fail(f"{path} is an archive: unpack it with `{command}`, then use the folder {folder}")
+    fail(f"{path} is not a folder: choose a folder of images")
+
+
+def describe_images(index: dict, left_out: dict[str, list[str]], args: argparse.Namespace) -> dict:
+    """Print what was found in --path, and return it as counts: {"files": 12, "images": 10, "left_out": {...}, ...}."""
+    if args.path is None:
+        print_line(f"images: {len(index['names']):,} built-in faces of {args.size}x{args.size} pixels")
+        return {"files": len(index["names"]), "images": len(index["names"]), "left_out": {}}
+
+    # a file without a suffix that is no image is no damaged one either
+    left_out = dict(left_out)
+    folders = left_out.pop(UNREADABLE, [])
+    for name, reason in index["bad"].items():
+        if not Path(name).suffix and reason == "UnidentifiedImageError":
+            left_out.setdefault("files that are no images", []).append(name)
+        else:
+            left_out.setdefault("files that cannot be read", []).append(f"{name!r} ({reason})")
+
+    sizes = sorted(index["sizes"], key=lambda item: item[0] * item[1])
+    smallest = sizes[0][:2]
+    largest = sizes[-1][:2]
+    smaller = max if args.fit == "pad" else min
+    found = {
+        "files": len(index["names"]) + sum(len(files) for files in left_out.values()),
+        "images": len(index["names"]),
+        "left_out": {reason: len(files) for reason, files in left_out.items()},
+        "smallest": smallest,
+        "largest": largest,
+        "enlarged": sum(count for *shape, count in sizes if smaller(shape) < args.size),
+        "nearly_black": index["dark"],
+    }
+    first, last = [f"{width}x{height}" for width, height in (smallest, largest)]
+    shapes = first if first == last else f"{first} to {last}"
+    print_line(
+        f"images: {found['images']:,} of {found['files']:,} files in {args.path}, {shapes} pixels, "
+        f"now {args.size}x{args.size} ({args.fit})"
+    )
+    print_left_out(left_out | {UNREADABLE: folders})
+    if found["enlarged"]:
+        print_line(f"enlarged: {found['enlarged']:,} images are smaller than {args.size} pixels")
+    if found["nearly_black"]:
+        print_line(
+            f"nearly black: {found['nearly_black']:,} images use less than a sixteenth of the range of values; "
+            f"16-bit files that hold 12 bits do, for example"
+        )
+    return found
+
+
+def print_left_out(left_out: dict[str, list[str]]):
+    """Print how many files were left out, a line for each reason."""
+    for reason, files in left_out.items():
+        if reason == "files that are no images":
+            counts = collections.Counter(Path(file).suffix.lower() or "without a suffix" for file in files)
+            details = [f"{count:,} {suffix}" for suffix, count in counts.most_common()]
+        elif reason == "files in the folders of runs":
+            details = sorted({os.path.dirname(file) for file in files})
+        else:
+            details = sorted(files)
+        # nobody asks for Thumbs.db
+        text = "" if reason == "hidden files" else f" ({some_of(details)})"
+        if files:
+            print_line(f"left out: {reason}: {len(files):,}{text}")
+
+
+def print_line(text: str):
+    """Print a line about the data, once for all processes."""
+    if is_main_process():
+        print(text, file=sys.stderr)
 
 
 def size_and_time(file: Path) -> tuple[int, int] | None:
@@ -411,17 +690,12 @@ def size_and_time(file: Path) -> tuple[int, int] | None:
 
 def digest(text: str) -> str:
     """12 hexadecimal digits that practically never agree for two different texts."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    raw = text.encode(errors="surrogateescape")  # a link can lead to a folder whose name is not UTF-8
+    return hashlib.sha256(raw).hexdigest()[:12]
 
 
-def print_skipped(bad: dict[str, str], total: int):
-    """Print how many files cannot be read, and the first 20 with the reason."""
-    named = [f"{name!r} ({reason})" for name, reason in bad.items()]
-    print(f"skipped {len(bad)} of {total} files because they cannot be read: {some_of(named)}", file=sys.stderr)
-
-
-def ensure_cache(final: Path, image_bytes: int, names: list[str], make) -> tuple[list[str], dict[str, str]]:
-    """Names of the images in the cache, and {name: reason} of the files that cannot be read; builds it if need be.
+def ensure_cache(final: Path, image_bytes: int, names: list[str], make) -> dict:
+    """The index of the cache, as read_index returns it; builds the cache if need be.
 
     The first process of each machine decodes, the others wait for it.
     """
@@ -436,41 +710,47 @@ def ensure_cache(final: Path, image_bytes: int, names: list[str], make) -> tuple
         build_cache(final, image_bytes, names, make)
     except OSError as error:
         fail(
-            f"cannot write to the cache {final.parent} ({error.strerror}): "
+            f"cannot write to the cache {final.parent} ({why(error)}): "
             f"make room or change its permissions, or choose another folder with --cache",
             code=1,
         )
     return read_index(final, image_bytes)
 
 
-def read_index(final: Path, image_bytes: int) -> tuple[list[str], dict[str, str]] | None:
-    """What index.json lists; None if the cache is not there, or not complete, as after a power cut."""
-    # index.json may be torn, and images.u8 may be shorter than it says
+def read_index(final: Path, image_bytes: int) -> dict | None:
+    """What index.json says of the images in the cache; None if the cache is not there, or not complete.
+
+    {"names": ["0.png", ...], "sizes": [[640, 480, 12]], "dark": 0, "bad": {"9.png": "SyntaxError"}}: names of the
+    images in their order; widths and heights, each with the number of images that had it; the number of images that are
+    nearly black; and the files that cannot be read, with the reason.
+    """
+    # index.json may be torn, and images.u8 may be shorter than it says, as after a power cut
     try:
-        good, bad = json.loads((final / "index.json").read_text())
-        size = (final / "images.u8").stat().st_size
-    except (OSError, ValueError):
+        index = json.loads((final / "index.json").read_text())
+        count = len(index["names"])
+        complete = (final / "images.u8").stat().st_size == count * image_bytes
+        return index if complete and index.keys() == {"names", "sizes", "dark", "bad"} else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return (good, bad) if size == len(good) * image_bytes else None
 
 
 def build_cache(final: Path, image_bytes: int, names: list[str], make):
     """Decode all images in parallel into final/images.u8; remove older caches of the same source and size.
 
-    `make(name)` returns an image, (C, S, S) uint8. index.json lists the names of the images in their order, and the
-    files that could not be read with the reason. Everything is written to a temporary folder that is renamed at the
-    end, so that no other process ever sees half a cache. Uses constant memory. Raises OSError if the disk is full.
+    `make(name)` returns what decode() does. Everything is written to a temporary
+    folder that is renamed at the end, so that no other process ever sees half a cache. Uses constant memory. Raises
+    OSError if the disk is full.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_dead_builds(final.parent)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=final.parent))
     try:
-        good, bad = decode_all(temporary / "images.u8", names, make)
-        if not good:
-            first = names[0]
-            fail(f"none of the {len(names)} image files can be read ({first!r}: {bad[first]}): choose other images")
+        index = decode_all(temporary / "images.u8", names, make)
+        if not index["names"]:
+            first, reason = next(iter(index["bad"].items()))
+            fail(f"none of the {len(names)} image files can be read ({first!r}: {reason}): choose other images")
         with open(temporary / "index.json", "w") as file:
-            json.dump([good, bad], file)
+            json.dump(index, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o755)  # mkdtemp lets nobody else read it
@@ -489,36 +769,46 @@ def remove_dead_builds(cache: Path):
     """Remove what killed processes left of their builds: folders to which nothing was written for an hour."""
     # a build that is still going on writes to its file all the time
     for folder in cache.glob("building-*"):
-        times = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
-        if max(times) < time.time() - 3600:
-            shutil.rmtree(folder, ignore_errors=True)
+        files = list(folder.glob("*"))
+        with contextlib.suppress(OSError):  # another process may remove them, too
+            times = [file.stat().st_mtime for file in (folder, *files)]
+            # --cache may be a folder of the user's, with a building-photos in it
+            ours = {file.name for file in files} <= {"images.u8", "index.json"}
+            if ours and max(times) < time.time() - 3600:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def decode_all(path: Path, names: list[str], make) -> tuple[list[str], dict[str, str]]:
-    """Write all images one after another to `path`: returns the names written, and {name: reason} of all others."""
+def decode_all(path: Path, names: list[str], make) -> dict:
+    """Write all images one after another to `path`; returns the index of the cache, as in read_index."""
 
-    def attempt(name: str) -> np.ndarray | str:
+    def attempt(name: str) -> tuple[np.ndarray, tuple[int, int], bool] | str:
         try:
             return make(name)
         except Exception as error:  # damaged files raise anything; they are named with the reason
             return str(error) if type(error) is OSError else type(error).__name__
 
-    good = []
-    bad = {}
-    with open(path, "wb") as file, ThreadPool() as pool:
+    index = {"names": [], "sizes": [], "dark": 0, "bad": {}}
+    sizes = collections.Counter()
+    bar = tqdm(total=len(names), desc="decoding", unit="img")
+    with open(path, "wb") as file, ThreadPool() as pool, bar:
         # in groups, because the pool would decode ahead of the disk without limit
-        for start in tqdm(range(0, len(names), 512), desc="decoding", unit_scale=512, unit="img"):
-            group = names[start : start + 512]
-            for name, image in zip(group, pool.map(attempt, group), strict=True):
-                if isinstance(image, str):
-                    bad[name] = image
-                else:
-                    good.append(name)
-                    file.write(image.tobytes())
+        for start in range(0, len(names), 64):
+            group = names[start : start + 64]
+            for name, result in zip(group, pool.map(attempt, group), strict=True):
+                bar.update()
+                if isinstance(result, str):
+                    index["bad"][name] = result
+                    continue
+                image, size, dark = result
+                file.write(image.tobytes())
+                index["names"].append(name)
+                sizes[size] += 1
+                index["dark"] += dark
         # on disk before index.json says that it is complete
         file.flush()
         os.fsync(file.fileno())
-    return good, bad
+    index["sizes"] = [[*size, count] for size, count in sizes.items()]
+    return index
 
 
 def move_into_place(temporary: Path, final: Path, image_bytes: int):
@@ -624,9 +914,19 @@ def atomic(path: Path, write):
             os.fsync(file.fileno())  # on disk before the name points to it
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        fail(f"cannot write {path} ({reason}): make room or change --out; an older file is intact", code=1)
+        fail(f"cannot write {path} ({why(error)}): make room or change --out; an older file is intact", code=1)
+    finally:
+        # gone already, unless something went wrong, or Ctrl-C came
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def why(error: Exception) -> str:
+    """The reason for which a file could not be written, in words."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    if getattr(cause, "errno", None) == errno.ENOSPC:
+        return "the disk is full"
+    return getattr(cause, "strerror", None) or str(error)
 
 
 def read_checkpoint(path: str, script: str) -> dict:
@@ -659,7 +959,51 @@ def save_png(images: torch.Tensor, file):
     save_image(images, file, format="png", normalize=True, value_range=(-1, 1))
 
 
-def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str]] = ()):
+@contextlib.contextmanager
+def claim(folder: Path, names: list[str], replace: bool = False):
+    """Write files with these names to a folder, in a with block; with `replace`, in place of what earlier calls wrote.
+
+    A list in the folder, .written, tells our files from the user's. Ends the process if one of the names is a file of
+    the user's, before anything is touched.
+    """
+    earlier = written(folder)
+    foreign = sorted(name for name in set(names) - set(earlier) if os.path.exists(folder / name))
+    if foreign:
+        fail(
+            f"{folder} holds {foreign[0]!r}, which this call would overwrite, and which is not in its .written, the "
+            f"list of what earlier calls wrote ({len(foreign)} such files): move them, or choose another --out"
+        )
+    # all names for now, in case that the process is killed
+    write_list(folder, [*earlier, *names])
+    if replace:
+        for name in earlier:
+            (folder / name).unlink(missing_ok=True)
+        earlier = []
+
+    try:
+        yield
+    finally:
+        # the user had none of these files: those that exist now are ours
+        there = [name for name in names if os.path.exists(folder / name)]
+        write_list(folder, [*earlier, *there])
+
+
+def written(folder: Path) -> list[str]:
+    """Names of the files that earlier calls wrote to a folder, going by its .written."""
+    try:
+        text = os.fsdecode((folder / ".written").read_bytes())
+    except OSError:
+        return []
+    return [name for name in text.split("\0") if name]
+
+
+def write_list(folder: Path, names: list[str]):
+    """Write .written."""
+    text = "\0".join(sorted(set(names)))
+    atomic(folder / ".written", lambda file: file.write(os.fsencode(text)))  # names need not be UTF-8
+
+
+def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str]] | None = None):
     """Write --sample images to OUT/generated, in place of those of an earlier --sample.
 
     `generate()` returns the next images, (n, C, S, S) in [-1, 1]. Files are named 00000.png, 00001.png, ... `labels`
@@ -668,35 +1012,42 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
     """
     if not is_main_process():
         return
-    # none of an earlier call may stay: compare.py takes all images of this folder
     folder = Path(args.out) / "generated"
-    for old in [*folder.glob("*.png"), *folder.glob("labels.csv")]:
-        old.unlink()
+    names = [f"{i:05d}.png" for i in range(args.sample)]
+    for i, label in enumerate((labels or [])[: args.sample]):
+        names[i] = label.get("image", names[i])
+    tables = [] if labels is None else ["labels.csv"]
 
     rows = []
-    with tqdm(total=args.sample, desc=str(folder), unit="img") as bar:
+    # replace, because compare.py takes all files: none of an earlier call may stay
+    with (
+        ends_with(f"not all samples are in {folder}"),
+        claim(folder, names + tables, replace=True),
+        tqdm(total=args.sample, desc=str(folder), unit="img") as bar,
+    ):
         while len(rows) < args.sample:
             missing = args.sample - len(rows)
             for image in generate()[:missing].float():
-                row = {"image": f"{len(rows):05d}.png"}
+                row = {"image": names[len(rows)]}
                 if labels:
                     row |= labels[len(rows)]
                 atomic(folder / row["image"], functools.partial(save_png, image))
                 rows.append(row)
                 bar.update()
 
-    # one column for each key of the labels
-    if labels:
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic(folder / "labels.csv", lambda file: file.write(table.getvalue().encode()))
+        # one column for each key of the labels
+        if labels:
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, fieldnames=rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+            atomic(folder / "labels.csv", lambda file: file.write(table.getvalue().encode()))
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:
     """Files of a folder that are named by a step, such as 000500.png, in the order of the steps."""
-    files = [file for file in folder.glob(f"*{suffix}") if file.stem.isdigit()]
+    # of six digits or more: 2024.png may be the user's
+    files = [file for file in folder.glob(f"*{suffix}") if file.stem.isdigit() and len(file.stem) >= 6]
     return sorted(files, key=lambda file: int(file.stem))
 
 
@@ -732,6 +1083,14 @@ class Run:
             self.handlers[number] = signal.signal(number, self.on_signal)
         if self.rank:
             return self
+        try:
+            self.begin()
+        except OSError as error:
+            fail(f"cannot write to {self.out} ({why(error)}): make room, or choose another folder with --out", code=1)
+        return self
+
+    def begin(self):
+        """Take the folder, and write what is there from the start. Raises OSError if it cannot be written to."""
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
         # held until the process ends, however it ends
@@ -741,6 +1100,8 @@ class Run:
             self.lock.acquire(timeout=0)
         except Timeout:
             fail(f"another process is training in {self.out}: wait for it, or choose another folder with --out")
+        # once more: another run may have begun and ended while this one decoded its images
+        refuse_to_overwrite(self.args)
         self.drop_later()
 
         # every flag, for people and for compare.py
@@ -753,11 +1114,10 @@ class Run:
         rows = torch.from_numpy(self.data.rows[order[:GRID]])
         real = normalise(self.data.images[rows.to(self.data.images.device)])
         save_png(real, self.out / "real.png")
-        self.real_distance = max(mean_distance(real), 1e-12)  # not 0 where all reals are alike
+        self.real_distance = mean_distance(real) or math.nan  # if all reals are alike, diversity is not known
 
         self.events = SummaryWriter(self.out, purge_step=self.start + 1)
         self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=1)
-        return self
 
     def __exit__(self, kind, error, trace):
         for number, handler in self.handlers.items():
@@ -767,10 +1127,12 @@ class Run:
         self.bar.close()
         self.events.close()
         self.lock.release()
+        if kind is KeyboardInterrupt:
+            fail(f"stopped by a second Ctrl-C: --resume continues from step {self.saved}", code=130)
         # what atomic() does not cover: the log and TensorBoard's events
         if isinstance(error, OSError):
             fail(
-                f"cannot write to {self.out} ({error.strerror}): make room, then --resume from step {self.saved}",
+                f"cannot write to {self.out} ({why(error)}): make room, then --resume from step {self.saved}",
                 code=1,
             )
         if self.leaving and self.step < self.args.steps:

@@ -5,9 +5,9 @@
     python compare.py data/anime samples/of/another/project --size 64   # any folder of images
 
 The images of a run are the first --count of its generated/. If these are too few or older than last.pt, the run's own
-script draws them anew. Real images and samples go through the same cache as in training: 8 bits per channel, one size.
-The reference is --count of the real images; as many others are the first row of the table, which is what a perfect
-generator would get. What each metric detects, and how it is defined:
+script draws others, into compare/generated/ of the run. Real images and samples go through the same cache as in
+training: 8 bits per channel, one size. The reference is --count of the real images; as many others are the first row of
+the table, which is what a perfect generator would get. What each metric detects, and how it is defined:
 
     FD          Detects every kind of damage, but does not say which. Frechet distance of two Gaussians fitted to the
                 features (like FID, but with other features). 0 is best. It grows when --count falls, most of all when
@@ -46,6 +46,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -70,12 +71,16 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """The flags, and two things more: runs, {folder: settings of the run}, and channels, those of the first run."""
+    """The flags, and what follows from the runs: runs, {folder: settings of the run}, their channels and their fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "real", help="folder of the real images, or 'faces' for the built-in ones (./faces is a folder of that name)"
+        "real",
+        type=common.file_name,
+        help="folder of the real images, or 'faces' for the built-in ones (./faces is a folder of that name)",
     )
-    parser.add_argument("others", nargs="+", metavar="run_or_folder", help="folders of runs, or of images")
+    parser.add_argument(
+        "others", nargs="+", type=common.file_name, metavar="run_or_folder", help="folders of runs, or of images"
+    )
     parser.add_argument(
         "--count",
         type=common.between(4),
@@ -93,10 +98,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         help=f"{INCEPTION}, for FID (default: the copy in torch's cache, if there is one)",
     )
     parser.add_argument(
-        "--out", default="runs/compare", help="folder for table.csv and the two pictures (default: %(default)s)"
+        "--out",
+        type=common.file_name,
+        default="runs/compare",
+        help="folder for table.csv and the two pictures (default: %(default)s)",
     )
     parser.add_argument(
         "--cache",
+        type=common.file_name,
         default=common.CACHE,
         help="folder in which the decoded images are kept for later runs (default: %(default)s)",
     )
@@ -106,8 +115,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     for name in args.others:
         if name == "real":
             parser.error("real is the name of the first row of the table: write ./real for the folder of that name")
-        if not Path(name).is_dir():
-            parser.error(f"{name} is not a folder: name a run or a folder of images")
+        common.need_folder(name)
         if args.others.count(name) > 1:
             parser.error(f"{name} is named twice: name each run or folder once")
     if run_settings(args.real):
@@ -123,9 +131,25 @@ def parse_args(argv=None) -> argparse.Namespace:
             args.runs[name] = settings
     first = next(iter(args.runs.values()), {})
     args.size = args.size or first.get("size", 64)
-    args.channels = first.get("channels", 3)
+    args.channels = of_all_runs(parser, args, "channels", 3)
+    args.fit = of_all_runs(parser, args, "fit", "crop")
     args.batch = 1  # so that load_images asks for no more than one image
+    args.samples = {}  # of each run, the folder of its samples
+    args.found = {}  # what load_images finds
     return args
+
+
+def of_all_runs(parser: argparse.ArgumentParser, args: argparse.Namespace, flag: str, default):
+    """The value of a flag that all runs must share, because the real images of all scores are prepared by it."""
+    values = {name: settings.get(flag, default) for name, settings in args.runs.items()}
+    for name, value in values.items():
+        first = next(iter(values))
+        if value != values[first]:
+            parser.error(
+                f"{first} was trained with --{flag} {values[first]}, {name} with {value}: their scores cannot stand in "
+                f"one table: run compare.py once for each value"
+            )
+    return next(iter(values.values()), default)
 
 
 # --- images --------------------------------------------------------------------------------------------------------
@@ -154,14 +178,24 @@ def run_settings(folder: str) -> dict:
 
 def samples(run: str, args) -> str:
     """The folder of a run's samples; its script draws --count of them if there are fewer, or if one is out of date."""
-    folder = Path(run, "generated")
     checkpoint = Path(run, "last.pt")
-    # samples of an older checkpoint would be scored as if they were of this one
-    times = [file.stat().st_mtime for file in folder.glob("*.png")]
-    if len(times) < args.count or min(times) < checkpoint.stat().st_mtime:
-        script = importlib.import_module(args.runs[run]["script"])
-        script.main(["--out", run, "--sample", str(args.count)])
-    return str(folder)
+    own = Path(run, "compare")  # what --sample or --prompt has drawn is the user's, and stays
+    for folder in (Path(run, "generated"), own / "generated"):
+        # samples of an older checkpoint would be scored as if they were of this one
+        times = [(folder / name).stat().st_mtime for name in sample_names(folder)]
+        if len(times) >= args.count and min(times) >= checkpoint.stat().st_mtime:
+            return str(folder)
+
+    script = importlib.import_module(args.runs[run]["script"])
+    script.main(["--out", str(own), "--checkpoint", str(checkpoint), "--sample", str(args.count)])
+    return str(own / "generated")
+
+
+def sample_names(folder: Path) -> set[str]:
+    """Names of the samples in a folder, without images that the user has put there."""
+    files = {file.name for file in folder.glob("*.png")}
+    listed = set(common.written(folder))
+    return files & listed if listed else files  # without a list, samples were drawn elsewhere
 
 
 def load(path: str | None, args) -> tuple[np.ndarray, list[str]]:
@@ -190,16 +224,19 @@ def choose_images(real: np.ndarray, real_names: list[str], args) -> tuple[np.nda
 
     chosen = {"real": (real, real_names, held_out)}
     for name in args.others:
-        is_run = name in args.runs
-        images, names = load(samples(name, args) if is_run else name, args)
-        if len(images) < args.count:
-            common.fail(f"{name} has {len(images)} images: --count can be at most {len(images)}")
-        if is_run:
+        folder = name
+        if name in args.runs:
+            folder = args.samples[name] = samples(name, args)
+        images, names = load(folder, args)
+        if name in args.runs:
             # the first ones, so that it does not matter whether more have been drawn
-            indices = np.arange(len(images))
+            drawn = sample_names(Path(folder))
+            indices = np.array([i for i, file in enumerate(names) if file in drawn], dtype=int)
         else:
             # at random; with the seed from above, the folder of the reals would be scored against itself
             indices = np.random.default_rng(1).permutation(len(images))
+        if len(indices) < args.count:
+            common.fail(f"{name} has {len(indices)} images: --count can be at most {len(indices)}")
         chosen[name] = (images, names, indices[: args.count])
     return reference, chosen
 
@@ -310,10 +347,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
 
 def diversity(real: Tensor, fake: Tensor) -> float:
-    """Root mean square distance of two samples, divided by that of two reals."""
+    """Root mean square distance of two samples, divided by that of two reals; nan if all reals are alike."""
     # the mean square distance of two points is twice the sum of the variances
     spread_real = real.double().var(0).sum()
     spread_fake = fake.double().var(0).sum()
+    # of equal images, rounding leaves a trace
+    if spread_real < 1e-9 * real.double().square().mean(0).sum():
+        return math.nan
     return (spread_fake / spread_real).sqrt().item()
 
 
@@ -368,20 +408,24 @@ def asked(name: str, files: list[str], args) -> dict[str, np.ndarray]:
             columns[key] = np.array([look[key] for look in looks])
         return columns
 
-    table = Path(name, "generated/labels.csv")
-    if name not in args.runs or not table.exists():
+    if name not in args.runs or not Path(args.samples[name], "labels.csv").exists():
         return {}
+    unread = set(args.runs[name].get("groups") or {}) - set(faces.ATTRIBUTES)
+    if unread:
+        print(f"{name}: {', '.join(sorted(unread))} cannot be read by faces.py, and is not scored")
 
     rows = {}
-    with open(table, newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            # a caption also says the colors that it names: "aqua hair red eyes"
-            rows[row["image"]] = row | dict(labels.tags(row.get("caption") or ""))
+    table = Path(args.samples[name], "labels.csv")
+    for row in csv.DictReader(io.StringIO(labels.read_whole(str(table)), newline="")):
+        if "image" not in row:
+            common.fail(f"{table} has no column image: draw the samples once more, or remove this file")
+        # a caption also says the colors that it names: "aqua hair red eyes"
+        rows[row["image"]] = row | dict(labels.tags(row.get("caption") or ""))
 
     without_row = [file for file in files if file not in rows]
     if without_row:
         print(f"{name}: {len(without_row)} of {len(files)} samples have no row in labels.csv, {without_row[0]} first")
-    without_file = [image for image in rows if not Path(name, "generated", image).exists()]
+    without_file = [image for image in rows if not Path(args.samples[name], image).exists()]
     if without_file:
         print(f"{name}: {len(without_file)} rows of labels.csv name a missing file, {without_file[0]} first")
 
@@ -519,7 +563,7 @@ def score_rows(reference: np.ndarray, chosen: dict[str, tuple], weights: str | N
     features = extract(real, np.arange(len(real)))
 
     # if no run was asked for anything, the table needs no columns of hair, eyes, ...
-    conditional = any(Path(name, "generated/labels.csv").exists() for name in args.runs)
+    conditional = any(Path(folder, "labels.csv").exists() for folder in args.samples.values())
 
     rows = []
     neighbors = {}
@@ -549,7 +593,7 @@ def describe_setup(real: np.ndarray, weights: str | None, args) -> dict:
         "real": args.real,
         "reals": len(real),
         "size": args.size,
-        "resize": "centre crop, Lanczos",
+        "resize": {"crop": "centre crop, Lanczos"}.get(args.fit, f"{args.fit}, Lanczos"),
         "channels": args.channels,
         "features": f"random convolutions, {features}",
         "versions": versions,
@@ -570,10 +614,11 @@ def print_table(rows: list[dict], about: dict):
 
 def write_table(file: Path, rows: list[dict], about: dict):
     """Write the rows as CSV, with `about` in each of them."""
-    with open(file, "w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, rows[0] | about)
-        writer.writeheader()
-        writer.writerows(row | about for row in rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, rows[0] | about)
+    writer.writeheader()
+    writer.writerows(row | about for row in rows)
+    common.atomic(file, lambda stream: stream.write(lines.getvalue().encode()))
 
 
 def sheet(columns: dict[str, np.ndarray], file: Path, wide: int = 4):
@@ -596,7 +641,7 @@ def sheet(columns: dict[str, np.ndarray], file: Path, wide: int = 4):
             tile = Image.fromarray(image.transpose(1, 2, 0))
             tile = tile.resize((enlarged, enlarged), Image.Resampling.NEAREST)
             canvas.paste(tile, (left + place * side, 24 + row * side))
-    canvas.save(file)
+    common.atomic(file, functools.partial(canvas.save, format="PNG"))
 
 
 def draw_pictures(out: Path, chosen: dict[str, tuple], neighbors: dict[str, Tensor]):
@@ -615,7 +660,18 @@ def draw_pictures(out: Path, chosen: dict[str, tuple], neighbors: dict[str, Tens
 
 def main(argv=None) -> list[dict]:
     args = parse_args(argv)
-    weights = inception_weights(args.inception_weights)  # first, so that it does not fail after hours of work
+    # first, so that it does not fail after hours of work
+    weights = inception_weights(args.inception_weights)
+    files = ["table.csv", "samples.png", "nearest.png"]
+    with (
+        common.ends_with("nothing was compared; samples that were drawn stay"),
+        common.claim(Path(args.out), files),
+    ):
+        return compare(args, weights)
+
+
+def compare(args: argparse.Namespace, weights: str | None) -> list[dict]:
+    """Score all rows, print the table, and write it and the pictures to --out."""
     real, names = load(None if args.real == "faces" else args.real, args)
     reference, chosen = choose_images(real, names, args)
     rows, neighbors = score_rows(reference, chosen, weights, args)
@@ -623,7 +679,6 @@ def main(argv=None) -> list[dict]:
     about = describe_setup(real, weights, args)
     print_table(rows, about)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     write_table(out / "table.csv", rows, about)
     draw_pictures(out, chosen, neighbors)
     print(f"\nwritten to {out}: table.csv, samples.png, nearest.png (pairs: an image, the nearest real)")

@@ -58,6 +58,17 @@ PRESET = {
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
 ARCHITECTURE = ("channels", "width", "blocks")
+# Formats that translations can be written in, by suffix; as Pillow names them.
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -163,6 +174,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("translation")
     group.add_argument(
         "--translate",
+        type=common.file_name,
         metavar="FOLDER",
         help="translate the images of this folder from A to B and write them to --out, instead of training",
     )
@@ -498,6 +510,7 @@ def domain(args, side: str, rank: int, world: int) -> tuple[common.Batches, Tens
     mine.size = args.load_size or args.size * 286 // 256
     mine.seed = 2 * args.seed + (side == "B")
     if args.path is not None:
+        common.need_folder(args.path)
         mine.path = f"{args.path}/train{side}"
         if not os.path.isdir(mine.path):
             common.fail(f"--path {args.path} must hold two folders, trainA and trainB: there is no train{side}")
@@ -514,7 +527,12 @@ def domain(args, side: str, rank: int, world: int) -> tuple[common.Batches, Tens
 def grid_images(args, side: str, images: np.ndarray, rows: np.ndarray) -> Tensor:
     """8 images (8, C, S, S) of testA or testB, or else central crops of the training images; repeated if too few."""
     test = f"{args.path}/test{side}"
-    if args.path is not None and common.find_images(test, args.out):
+    names = []
+    if args.path is not None and os.path.isdir(test):
+        names, left_out = common.find_images(test, args.out)
+        if not names:
+            common.print_left_out(left_out)
+    if names:
         look, _ = common.load_images(argparse.Namespace(**vars(args) | {"path": test, "batch": 1}))
     else:
         edge = (images.shape[2] - args.size) // 2
@@ -548,7 +566,8 @@ def translate(args):
     if os.path.exists(f"{out}/last.pt") or out == "runs/cyclegan":
         out = f"{out}/{'BtoA' if args.reverse else 'AtoB'}"
     if common.is_main_process():
-        translate_folder(G, out, args)
+        with common.ends_with(f"what was translated so far is in {out}"):
+            translate_folder(G, out, args)
 
 
 def trained_generator(args) -> Generator:
@@ -583,57 +602,70 @@ def translate_folder(G: Generator, out: str, args):
     _sheet.png shows the first eight, each to the left of its translation. Files that cannot be read are skipped, and
     named.
     """
-    if not os.path.isdir(args.translate):
-        common.fail(f"--translate {args.translate} is not a folder: choose a folder of images")
+    common.need_folder(args.translate)
+    names, left_out = common.find_images(args.translate, out)
+    common.print_left_out(left_out)
     # without the sheet of an earlier call, if its results are translated back
-    names = [name for name in common.find_images(args.translate, out) if name != "_sheet.png"]
+    names = [name for name in names if name != "_sheet.png"]
     if not names:
-        common.fail(f"--translate {args.translate} holds no image: looked for {' '.join(common.SUFFIXES)}")
+        common.fail(f"--translate {args.translate} holds no image: looked for {common.IMAGES}")
     if Path(out).resolve() == Path(args.translate).resolve():
         common.fail(f"--translate {args.translate} is where the results would go: choose another folder with --out")
+    files = {name: output_name(name) for name in names}
+    for name in names:
+        if files[name] != name and files[name] in names:
+            common.fail(f"--translate {args.translate}: {name} and {files[name]} would become one file; rename one")
+    with common.claim(Path(out), [*files.values(), "_sheet.png"]):
+        translate_files(G, files, out, args)
 
+
+def translate_files(G: Generator, files: dict[str, str], out: str, args):
+    """Translate the images {name: file to write}, and draw the sheet."""
     pairs = []
-    for name in tqdm(names, desc=out, unit="img"):
+    for name in tqdm(files, desc=out, unit="img"):
         try:
-            image = common.open_image(Path(args.translate, name))
+            image, _ = common.open_image(Path(args.translate, name))
         except Exception as error:  # decoders raise anything if a file is damaged
-            print(f"skipped {name!r}, which cannot be read ({type(error).__name__})", file=sys.stderr)
+            print(f"skipped {name!r}, which cannot be read ({str(error) or type(error).__name__})", file=sys.stderr)
             continue
         translated = translate_image(G, image, args)
-        suffix = Path(name).suffix.lower().removeprefix(".")
-        kind = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)  # as Pillow names the format
-        common.atomic(Path(out, name), functools.partial(translated.save, format=kind, quality=95))
+        kind = FORMATS[Path(files[name]).suffix.lower()]
+        common.atomic(Path(out, files[name]), functools.partial(translated.save, format=kind, quality=95))
 
         if len(pairs) < 16:
             for each in (image, translated):
-                pairs.append(common.pixels(central_square(each, args.size), args.channels))
+                pairs.append(common.pixels(common.square(each, args.size, args.fit), args.channels))
     if pairs:
         sheet = common.normalise(torch.from_numpy(np.stack(pairs)))
         common.atomic(Path(out, "_sheet.png"), functools.partial(common.save_png, sheet))
 
 
+def output_name(name: str) -> str:
+    """The file for a translation: the same name, with .png behind it if the format cannot be written."""
+    return name if Path(name).suffix.lower() in FORMATS else f"{name}.png"
+
+
 def translate_image(G: Generator, image, args):
     """A Pillow image -> its translation, a Pillow image of the same size.
 
-    G gets it with a shorter side of --size pixels: 90 x 40 becomes 54 x 24 if --size is 24.
+    G gets it in the way in which it has seen images in training. With --fit crop, it is the whole image, with a shorter
+    side of --size pixels: 90 x 40 becomes 54 x 24 if --size is 24. Otherwise, it is a square.
     """
-    shorter = min(image.width, image.height)
-    height = round(image.height * args.size / shorter)
-    width = round(image.width * args.size / shorter)
-    resized = resize(image, [height, width], InterpolationMode.LANCZOS)
+    if args.fit == "crop":
+        shorter = min(image.width, image.height)
+        height = round(image.height * args.size / shorter)
+        width = round(image.width * args.size / shorter)
+        resized = resize(image, [height, width], InterpolationMode.LANCZOS)
+    else:
+        resized = common.square(image, args.size, args.fit)
     x = common.normalise(torch.tensor(common.pixels(resized, args.channels)))
 
     y = G(x[None].to(args.device))[0].float()
     values = y.add(1).mul(127.5).round().byte()  # from [-1, 1] to 0 ... 255
-    return resize(to_pil_image(values.cpu()), [image.height, image.width], InterpolationMode.LANCZOS)
-
-
-def central_square(image, size: int):
-    """The central square of a Pillow image, resized to size x size."""
-    edge = min(image.width, image.height)
-    left = (image.width - edge) / 2
-    top = (image.height - edge) / 2
-    return image.resize((size, size), box=(left, top, left + edge, top + edge))
+    translated = to_pil_image(values.cpu())
+    if args.fit == "pad":
+        translated = translated.crop(common.padded_box(image, args.size))
+    return resize(translated, [image.height, image.width], InterpolationMode.LANCZOS)
 
 
 def main(argv=None) -> dict:

@@ -18,6 +18,7 @@ os.environ["XDG_CACHE_HOME"] = os.environ["GAN_TESTS_CACHE"]  # before common re
 import pytest
 import torch
 
+import common
 import faces
 
 torch.set_num_threads(1)
@@ -90,6 +91,40 @@ def scores(script: str, D, x, c: tuple) -> torch.Tensor:
 def run(script: str, path, out, *flags: str) -> dict:
     """Train in-process with tiny networks; returns main()'s state."""
     return module(script).main([*tiny(script), "--path", str(path), "--out", str(out), *flags])
+
+
+FIND, LISTDIR = common.find_images, os.listdir
+
+
+def files_below(folder) -> int:
+    """Files in a folder and all its sub-folders, also those that links lead to; each folder once, whatever its names."""
+    count, seen = 0, set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            count += len(files)
+    return count
+
+
+@pytest.fixture(autouse=True)
+def every_file_is_accounted_for():
+    """For each folder that any test loads: images and files that are left out add up to the files that are there."""
+    load_images = common.load_images
+
+    def checked(args):
+        result = load_images(args)
+        if args.path is not None and common.find_images is FIND and os.listdir is LISTDIR:
+            found = args.found[args.path]
+            assert found["images"] == len(result[1]), found
+            assert found["images"] + sum(found["left_out"].values()) == found["files"] == files_below(args.path), found
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "load_images", checked)
+        yield
 
 
 @pytest.fixture(params=SCRIPTS)

@@ -19,7 +19,7 @@ MUTANTS = [
     (A, "if len(given) == 1 else -1", "if given else -1", "test_labels.py::test_encode_attributes"),
     (A + Q, "out[:, 0], out[:, 1:]", "out[:, 0], out[:, 1:].softmax(1)", "test_conditions.py::test_heads_are_logits"),
     (A, "[z, vectors(y, self.groups)]", "[z, 0 * vectors(y, self.groups)]", "test_conditions.py::test_condition_and_noise_both_matter"),
-    (A + T, "[shown].repeat_interleave(8, 0)", "[shown].repeat(8, 1)", "test_training.py::test_files_of_a_run"),
+    (A + T, "].repeat_interleave(8, 0)", "].repeat(8, 1)", "test_training.py::test_files_of_a_run"),
     # captions
     (T, "t_real * softplus(-real) + (1 - t_real) * softplus(real)", "t_real * softplus(real) + (1 - t_real) * softplus(-real)", "test_conditions.py::test_gan_cls_losses"),
     (T, "(generated + mismatched) / 2", "(generated + mismatched)", "test_conditions.py::test_gan_cls_losses"),
@@ -65,8 +65,8 @@ MUTANTS = [
     (A, "y[torch.arange(count) % len(y)]", "y.flip(0)[torch.arange(count) % len(y)]", "test_sampling.py::test_sample_labels_in_turn"),
     (A, "torch.rand(count, len(sizes), generator=own) * sizes).long()", "torch.rand(count, len(sizes), generator=own) * sizes).long().sort(0).values", "test_sampling.py::test_the_first_samples_are_of_all_kinds"),
     (T, 'encode([row["caption"] for row in rows], args)', 'encode(sorted(row["caption"] for row in rows), args)', "test_sampling.py::test_each_prompt_s_files_show_it"),
-    (T, "sorted(set(captions), key=lambda caption: zlib.crc32(caption.encode()))", "sorted(set(captions))", "test_sampling.py::test_the_first_samples_are_of_all_kinds"),
-    (T, "sorted(set(captions), key=", "sorted(captions, key=", "test_sampling.py::test_captions_of_the_training_come_in_turn"),
+    (T, "sorted(set(flat), key=lambda caption: zlib.crc32(caption.encode()))", "sorted(set(flat))", "test_sampling.py::test_the_first_samples_are_of_all_kinds"),
+    (T, "sorted(set(flat), key=", "sorted(flat, key=", "test_sampling.py::test_captions_of_the_training_come_in_turn"),
     (T, "    if args.prompts:\n", "    if args.prompts:\n        found = []\n", "test_sampling.py::test_prompts_of_both_kinds"),
     # what is logged
     (A, '"class_real": class_real, "class_fake": class_fake', '"class_real": class_fake, "class_fake": class_real', "test_step.py::test_step_equals_the_algorithm_by_hand"),

@@ -34,6 +34,8 @@ def toy_step(script: str, share: slice) -> dict[str, list[torch.Tensor]]:
     images, noises = torch.rand(30, 8, 3, 2, 2) * 2 - 1, iter(torch.randn(60, 8, 8))
     mixing = iter(torch.rand(60, 8, 1, 1, 1))
     labels = [condition(script, 8, args) for _ in images]
+    if script == "cgan_text2img":
+        labels = [(t[:, None],) for (t,) in labels]  # one caption of each image
     gradients = []
 
     class Spy(torch.optim.SGD):

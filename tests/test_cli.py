@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PLAIN, RMSPROP, ROOT, TINY, module, run, tiny
+from conftest import ALL, PLAIN, RMSPROP, ROOT, TINY, module, run, tiny
 from test_training import refused
 
 import common
@@ -26,7 +26,7 @@ def few(tmp_path):
 BAD = {
     "--path {0}/missing": ("does not exist", "missing"),
     "--path {0}/few/0.png": ("is not a folder", "0.png"),
-    "--path {0}/empty": ("holds no image", ".webp", "sub-folders"),
+    "--path {0}/empty": ("holds no image", "looked for jpg, png, webp", "sub-folders"),
     "--path {0}/few": ("3 images", "batch of 8", "--batch"),
     "--size 70": ("70", "64", "80"),
     "--size 8": ("8", "16"),
@@ -62,6 +62,35 @@ def test_bad_usage(script, flags, few, capsys, monkeypatch):
     with refused(capsys, 2, *BAD[flags]):
         module(script).main([*tiny(script), *flags.format(few).split()])
     assert not (few / "runs").exists()
+
+
+ODD = os.fsdecode(b"folder-\xff")
+NOT_UTF_8 = {  # script -> ways to name a folder
+    "cyclegan": ["--path {odd}", "--out {odd}", "--cache {odd}", "--translate {odd} --checkpoint x.pt"],
+    "acgan": ["--path {odd}", "--out {odd}", "--cache {odd}", "--labels {odd}"],
+    "cgan_text2img": ["--path {odd}", "--labels {odd}", "--out {odd} --sample 1", "--out {odd} --resume"],
+    "compare": ["{odd} run", "real {odd}", "real run --out {odd}", "real run --cache {odd}"],
+}
+NOT_UTF_8 |= {name: ["--path {odd}", "--out {odd}", "--cache {odd}"] for name in ALL if name not in NOT_UTF_8}
+
+
+@pytest.mark.parametrize("script", NOT_UTF_8)
+def test_names_that_are_not_utf_8_are_refused(script, tmp_path, monkeypatch, capsys):
+    """Catches a traceback from a checkpoint, log or digest, hours after the start; what a folder holds may have such names."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir(ODD)
+    for flags in NOT_UTF_8[script]:
+        with refused(capsys, 2, "folder-\\udcff", "is not UTF-8", "rename the folder, or use a link"):
+            module(script).main([flag.replace("{odd}", ODD) for flag in flags.split()])
+        with refused(capsys, 2, "is not UTF-8"):  # a folder in it
+            module(script).main([flag.replace("{odd}", f"{ODD}/sub") for flag in flags.split()])
+    assert os.listdir(tmp_path) == [ODD] and not os.listdir(ODD)
+    monkeypatch.chdir(ODD)  # then relative names are as odd
+    if script != "compare":
+        with refused(capsys, 2, "folder-\\udcff", "is not UTF-8"):
+            module(script).main(["--path", "data"])
+    monkeypatch.chdir(tmp_path)
+    assert common.file_name("ünïcode 顔") == "ünïcode 顔"
 
 
 REFUSED = {
@@ -126,6 +155,7 @@ BOUNDS = {  # flag -> the least and the greatest value that is taken, and values
     "steps": ("1", "1000000", "0 -1 1.5"),
     "seed": ("0", "4294967295", "-1 4294967296"),
     "channels": ("1", "3", "2 0 4"),
+    "fit": ("crop", "stretch", "squash"),
     "log-every": ("1", "1000000", "0 -1"),
     "save-every": ("1", "1000000", "0 -1"),
     "keep": ("0", "1000", "-1"),

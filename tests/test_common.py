@@ -1,13 +1,18 @@
 """Data in: every kind of image file, hostile ones too; the cache; the order of batches."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
+import shlex
 import struct
+import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -25,6 +30,7 @@ import faces
 
 def data_args(path, cache, **flags) -> argparse.Namespace:
     defaults = {"out": "nowhere", "size": 32, "channels": 3, "batch": 1, "seed": 0, "flip": False, "device": "cpu"}
+    defaults |= {"fit": "crop", "found": {}}
     return argparse.Namespace(path=str(path), cache=str(cache), **(defaults | flags))
 
 
@@ -105,16 +111,22 @@ def test_every_kind_of_file(tmp_path, capsys):
     (tmp_path / "zoo").mkdir()
     good, bad = write_zoo(tmp_path / "zoo")
     images, names = load(tmp_path / "zoo", tmp_path / "cache")
-    assert {name for name in names if "twice" not in name} == set(good)
+    assert names == sorted(good)
     for name, image in zip(names, images, strict=True):
-        if name in good:
-            error = abs(image[:, 16, 16].astype(int) - good[name]).max()
-            assert error <= (12 if name.lower().endswith(("jpg", "jpeg", "webp")) else 1), (name, image[:, 16, 16])
-    message = capsys.readouterr().err
-    assert f"skipped {len(bad)} of {len(names) + len(bad)} files" in message
-    assert "truncated.jpg" in message and "empty.png" in message
-    load(tmp_path / "zoo", tmp_path / "cache")
-    assert f"skipped {len(bad)} of" in capsys.readouterr().err  # at every start
+        error = abs(image[:, 16, 16].astype(int) - good[name]).max()
+        assert error <= (12 if name.lower().endswith(("jpg", "jpeg", "webp")) else 1), (name, image[:, 16, 16])
+    for _ in range(2):  # at every start
+        message = capsys.readouterr().err
+        assert f"images: {len(good)} of {len(good) + len(bad) + 4} files in {tmp_path / 'zoo'}, " in message
+        assert f"left out: files that cannot be read: {len(bad)} (" in message
+        assert (
+            "'truncated.jpg' (image file is truncated" in message and "'empty.png' (UnidentifiedImageError)" in message
+        )
+        assert "'folder.jpg/link.png' (not a regular file)" in message
+        assert (
+            "left out: hidden files: 3\n" in message and "left out: files that are no images: 1 (1 .txt)\n" in message
+        )
+        load(tmp_path / "zoo", tmp_path / "cache")
 
 
 def test_a_run_does_not_train_on_its_own_pictures(tmp_path):
@@ -157,7 +169,8 @@ def test_samples_of_other_runs_are_no_training_images(tmp_path, capsys, files):
     inside = ["runs/old/real.png", "runs/old/samples/000000.png"]
     assert names == ["a.png", *(inside if LEFT_OUT[files] else [])]
     message = capsys.readouterr().err
-    assert ("runs/old" in message and "left out" in message) != LEFT_OUT[files]
+    count = 0 if LEFT_OUT[files] else 2 + len(files)
+    assert (f"left out: files in the folders of runs: {count} (runs/old" in message) == bool(count)
 
 
 def test_a_run_is_no_folder_of_images(tmp_path, capsys):
@@ -180,17 +193,361 @@ def test_folders_without_permission_are_named(tmp_path, capsys, monkeypatch):
     for name in ("a.png", "locked/b.png", "open/c.png"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         picture().save(tmp_path / "data" / name)
-    scandir = os.scandir
+    listdir = os.listdir
 
     def refusing(path):
         if Path(path).name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
-    assert load(tmp_path / "data", tmp_path / "cache")[1] == ["a.png", "open/c.png"]
+    monkeypatch.setattr(os, "listdir", refusing)
+    args = data_args(tmp_path / "data", tmp_path / "cache")
+    assert common.load_images(args)[1] == ["a.png", "open/c.png"]
     message = capsys.readouterr().err
-    assert "locked (Permission denied)" in message and "cannot be read" in message
+    assert "left out: folders that cannot be read: 1 (locked (Permission denied))\n" in message
+    assert (
+        args.found[args.path]["files"] == 2 and args.found[args.path]["left_out"] == {}
+    )  # nobody can count what is in it
+
+
+# --- a folder of everything ---
+
+IMAGE_FILES = [
+    "a.png",
+    "B.JPG",
+    "c.Jpeg",
+    "d.TIF",
+    "e.webp",
+    "no-suffix",
+    "sub/f.png",
+    "sub/no suffix",
+    "sub/deep/g.bmp",
+]
+IMAGE_FILES += [
+    "-k.png",
+    "i j.png",
+    "new\nline.png",
+    "ünïcode 顔.png",
+    os.fsdecode(b"not utf-8 \xff.png"),
+    "x.y.png",
+    "p.jfif",
+]
+HIDDEN_FILES = [
+    ".DS_Store",
+    "._a.png",
+    ".png",
+    "Thumbs.db",
+    "sub/THUMBS.DB",
+    "desktop.ini",
+    "sub/Desktop.ini",
+    ".git/config",
+]
+HIDDEN_FILES += [".git/objects/a.png", ".ipynb_checkpoints/a.png", ".git/run/args.json", ".git/run/last.pt"]
+RUN_FILES = [
+    f"runs/{run}/{name}"
+    for run in ("x", "Y.png")
+    for name in ("args.json", "log.csv", "real.png", "samples/000000.png")
+]
+RUN_FILES += ["out/real.png", "out/samples/000000.png", "out/generated/.written", "runs/x/notes.txt"]
+OTHER_FILES = {  # file that is no image -> the word that it is counted by
+    "notes.txt": ".txt", "NOTES.TXT": ".txt", "labels.csv": ".csv", "tags.jsonl": ".jsonl", "sub/a.txt": ".txt", "film.mp4": ".mp4",
+    "pack.zip": ".zip", "pack.tar.gz": ".gz", "paper.pdf": ".pdf", "README": "without a suffix", "sub/LICENSE": "without a suffix",
+    "empty": "without a suffix", "data.npy": ".npy", os.fsdecode(b"caf\xe9.txt"): ".txt", "runs/notes.txt": ".txt",
+}  # fmt: skip
+DAMAGED_FILES = ["empty.png", "text.jpg", "sub/cut.jpg", "cut-without-suffix"]
+
+
+def picture_file(file: Path, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG"}.get(file.suffix.lower(), "PNG")
+    picture(**options).save(file, kind)
+
+
+def write_attic(root: Path) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """One folder of everything, root/data; returns the names of its images, what is left out, and its counts by suffix."""
+    data = root / "data"
+    for name in IMAGE_FILES:
+        picture_file(data / name)
+    for name in [*HIDDEN_FILES, *RUN_FILES, *OTHER_FILES]:
+        if name.endswith(".png") and name != ".png":
+            picture_file(data / name)
+        else:
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / name).write_bytes(b"" if name == "empty" else b"{}")
+    whole = (data / "c.Jpeg").read_bytes()
+    for name, content in zip(DAMAGED_FILES, (b"", b"no", whole[:-40], whole[:-40]), strict=True):
+        (data / name).write_bytes(content)
+    picture_file(root / "elsewhere/one.png")
+    picture_file(root / "elsewhere/below/two.png")
+    (root / "elsewhere/notes.txt").write_text("x")
+
+    links = {  # what a link leads to
+        "link-to-a-file.png": "a.png",
+        "link-without-suffix": "sub/f.png",
+        "folder-link": root / "elsewhere",  # searched
+        "again": root / "elsewhere/below",  # a part of it, which is found first
+        "aaa-link-to-sub": "sub",  # comes before sub, which it leads to
+        "sub/loop": data,
+        "sub/deep/up": "..",
+        ".hidden-link": "sub",
+        "broken.png": "nowhere.png",
+        "broken": "nowhere",
+        "broken.txt": "nowhere.txt",
+        "itself": "itself",
+    }
+    for name, target in links.items():
+        (data / name).symlink_to(target)
+    os.mkfifo(data / "pipe.png")
+    os.mkfifo(data / "pipe")
+    (data / "empty folder").mkdir()
+
+    names = [*IMAGE_FILES, "link-to-a-file.png", "link-without-suffix", "folder-link/one.png", "again/two.png"]
+    words = [*OTHER_FILES.values(), ".txt", ".txt"]  # elsewhere/notes.txt and broken.txt
+    left_out = {
+        "hidden files": len(HIDDEN_FILES),
+        "files in the folders of runs": len(RUN_FILES),
+        "files that are no images": len(words),
+    }
+    left_out["files that cannot be read"] = len(DAMAGED_FILES) + len(
+        ["broken.png", "broken", "itself", "pipe.png", "pipe"]
+    )
+    return sorted(names), left_out, {word: words.count(word) for word in words}
+
+
+def test_every_file_of_a_folder_of_everything(tmp_path, capsys):
+    """Catches a file that is neither used nor counted, is counted twice, or under another reason; a loop, and a pipe that waits for ever."""
+    expected, left_out, words = write_attic(tmp_path)
+    total = len(expected) + sum(left_out.values())
+    assert total >= 60
+    for _ in range(2):  # from the cache, too
+        args = data_args(tmp_path / "data", tmp_path / "cache", out=str(tmp_path / "data/out"))
+        capsys.readouterr()
+        images, names = common.load_images(args)
+        assert names == expected and len(images) == len(names)
+        assert all(abs(image[:, 9, 9].astype(int) - (200, 40, 90)).max() <= 12 for image in images)
+        found = args.found[args.path]
+        assert found["left_out"] == left_out
+        assert (found["files"], found["images"]) == (total, len(expected))
+        assert (found["smallest"], found["largest"], found["enlarged"]) == ([48, 48], [48, 48], 0)
+
+        lines = [line for line in capsys.readouterr().err.splitlines() if "img/s" not in line]
+        first = f"images: {len(expected)} of {total} files in {args.path}, 48x48 pixels, now 32x32 (crop)"
+        assert lines[-5] == first, lines
+        counted = {}
+        for line in lines[-4:]:
+            reason, count = line.removeprefix("left out: ").split(": ", 1)
+            counted[reason] = int(count.split(" ")[0])
+            if reason == "files that are no images":
+                parts = [part.split(" ", 1) for part in count.split(" (")[1].removesuffix(")").split(", ")]
+                assert {word: int(n) for n, word in parts} == words
+        assert counted == left_out
+        assert (
+            "'pipe' (not a regular file)" in lines[-1] and "'cut-without-suffix' (image file is truncated" in lines[-1]
+        )
+
+
+TWO_NAMES = {  # links in a folder with z/a.png -> the names of its images
+    "a link before the folder": ({"a": "z"}, ["z/a.png"]),
+    "a link behind it": ({"zz": "z"}, ["z/a.png"]),
+    "a link in a folder before it": ({"b/link": "../z"}, ["z/a.png"]),
+    "a chain of links": ({"a": "b", "b": "c", "c": "z"}, ["z/a.png"]),
+    "a link to all": ({"a": "."}, ["z/a.png"]),
+    "two links to another folder": ({"a": "../elsewhere", "b": "../elsewhere"}, ["a/one.png", "z/a.png"]),
+    "a link to a folder below": ({"a": "z/deep"}, ["z/a.png"]),
+    "a link to a file": ({"a.png": "z/a.png"}, ["a.png", "z/a.png"]),
+}
+
+
+@pytest.mark.parametrize("case", TWO_NAMES)
+def test_a_folder_has_its_own_name_and_is_searched_once(tmp_path, case):
+    """Catches images twice, and names that depend on a link: the rows of a label file, or the classes by folder, would not fit."""
+    links, expected = TWO_NAMES[case]
+    for name in ("data/z/a.png", "data/z/deep/c.png", "elsewhere/one.png"):
+        picture_file(tmp_path / name)
+    for name, target in links.items():
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(target)
+    assert load(tmp_path / "data", tmp_path / "cache")[1] == sorted([*expected, "z/deep/c.png"])
+
+
+ASIDE_TWICE = {  # a second name for files that are left out: files, links
+    "a run": (
+        ["runs/x/args.json", "runs/x/log.csv", "runs/x/real.png"],
+        {"runs/latest": "x"},
+        "files in the folders of runs",
+    ),
+    "a hidden folder": ([".git/config"], {".link": ".git"}, "hidden files"),
+    "a link in a hidden folder": ([".git/config"], {".git/link": "../../elsewhere"}, "hidden files"),
+    "a link in a run": (["x/args.json", "x/log.csv"], {"x/link": "../../elsewhere"}, "files in the folders of runs"),
+}
+
+
+@pytest.mark.parametrize("case", ASIDE_TWICE)
+def test_what_is_left_out_is_counted_once(tmp_path, case):
+    """Catches a sum that is not the number of files: runs/latest beside runs/x doubled its files."""
+    files, links, reason = ASIDE_TWICE[case]
+    picture_file(tmp_path / "data/a.png")
+    for name in files:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.txt").touch()
+    for name, target in links.items():
+        (tmp_path / "data" / name).symlink_to(target)
+    args = data_args(tmp_path / "data", tmp_path / "cache")
+    common.load_images(args)
+    assert args.found[args.path]["left_out"] == {reason: len(files) + ("elsewhere" in str(links))}
+
+
+def test_nothing_is_said_of_an_empty_folder(tmp_path, capsys):
+    """Catches "left out: 0 hidden" for an empty .cache, and "left out: 0 ..." for what a link has led to."""
+    picture_file(tmp_path / "data/a.png")
+    (tmp_path / "data/.cache").mkdir()
+    load(tmp_path / "data", tmp_path / "cache")
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["samples", "generated", "compare/generated"])
+def test_a_link_into_out_is_no_way_around(tmp_path, inside):
+    """Catches `ln -s out/samples newest` in the folder of images, by which samples of the run become its data."""
+    picture_file(tmp_path / "data/a.png")
+    write_run(tmp_path / "data/out", "args.json", "log.csv")
+    picture_file(tmp_path / "data/out" / inside / "000000.png")
+    (tmp_path / "data/newest").symlink_to(f"out/{inside}")
+    assert load(tmp_path / "data", tmp_path / "cache", out=str(tmp_path / "data/out"))[1] == ["a.png"]
+
+
+ENLARGED = {  # --fit -> images that are enlarged to 32 pixels, of the six below
+    "crop": 4,
+    "stretch": 4,
+    "pad": 2,
+}
+
+
+@pytest.mark.parametrize("fit", ENLARGED)
+def test_enlarged_images_are_counted(tmp_path, capsys, fit):
+    """Catches a training on blurred images without a word; a padded image is as large as its longer side."""
+    for i, size in enumerate([(10, 40), (40, 10), (31, 31), (31, 10), (32, 32), (40, 32)]):
+        picture_file(tmp_path / f"data/{i}.png", size=size)
+    for _ in range(2):
+        args = data_args(tmp_path / "data", tmp_path / "cache", fit=fit)
+        common.load_images(args)
+        assert args.found[args.path]["enlarged"] == ENLARGED[fit]
+        assert (args.found[args.path]["smallest"], args.found[args.path]["largest"]) == ([31, 10], [40, 32])
+        message = capsys.readouterr().err
+        assert f"images: 6 of 6 files in {tmp_path / 'data'}, 31x10 to 40x32 pixels, now 32x32 ({fit})\n" in message
+        assert f"enlarged: {ENLARGED[fit]} images are smaller than 32 pixels\n" in message
+    capsys.readouterr()
+    picture_file(tmp_path / "large/0.png", size=(32, 32))
+    load(tmp_path / "large", tmp_path / "cache", fit=fit)
+    assert "\nenlarged: " not in capsys.readouterr().err
+
+
+def test_the_number_of_images_is_printed_at_every_start(tmp_path, folder, capsys, monkeypatch):
+    """Catches a start from the cache that says nothing, and one that says it in each of many processes."""
+    monkeypatch.setattr(common, "FACES", 1100)
+    built_in = data_args("", tmp_path)
+    built_in.path = None
+    for _ in range(2):
+        load(folder, tmp_path)
+        assert (
+            capsys.readouterr().err.count(f"images: 24 of 25 files in {folder}, 32x32 pixels, now 32x32 (crop)\n") == 1
+        )
+        common.load_images(built_in)
+        assert capsys.readouterr().err.count("images: 1,100 built-in faces of 32x32 pixels\n") == 1
+    assert built_in.found == {"the built-in data": {"files": 1100, "images": 1100, "left_out": {}}}
+    monkeypatch.setenv("RANK", "1")
+    load(folder, tmp_path)
+    common.load_images(built_in)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_there_is_said_before_a_start_is_refused(tmp_path, capsys):
+    """Catches "holds no image" without a word on the files that are there, and "fewer than a batch" without what was left out."""
+    for name in ("a.txt", "b.TXT", "c.mp4", "README", "runs/x/args.json", "runs/x/log.csv"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "data/README").unlink()
+    args = data_args(tmp_path / "data", tmp_path / "cache")
+    with pytest.raises(SystemExit):
+        common.load_images(args)
+    message = capsys.readouterr().err
+    assert (
+        "left out: files that are no images: 3 (2 .txt, 1 .mp4)\n" in message
+        and "left out: files in the folders of runs: 2 (runs/x)" in message
+    )
+    assert "error: " in message and "holds no image" in message
+    picture_file(tmp_path / "data/a.png")
+    with pytest.raises(SystemExit):
+        load(tmp_path / "data", tmp_path / "cache", batch=2)
+    message = capsys.readouterr().err
+    assert "images: 1 of 6 files" in message and "has 1 images, fewer than a batch of 2" in message
+
+
+def test_the_bar_counts_files_one_by_one(tmp_path, capsys, monkeypatch):
+    """Catches a bar that jumps by 512 files, so that a small folder seems to hang, and one that leaves out damaged files."""
+    for i in range(7):
+        picture_file(tmp_path / f"data/{i}.png")
+    (tmp_path / "data/bad.png").touch()
+    counts, bars = [], []
+
+    class Bar(common.tqdm):
+        def __init__(self, **options):
+            bars.append(options)
+            super().__init__(**options)
+
+        def update(self, n=1):
+            counts.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(common, "tqdm", Bar)
+    load(tmp_path / "data", tmp_path / "cache")
+    assert counts == [1] * 8 and [(bar["total"], bar["unit"]) for bar in bars] == [(8, "img")]
+    assert "8/8" in capsys.readouterr().err
+
+
+def pack(file: Path):
+    """An archive of images/0.png."""
+    picture_file(file.parent / "images/0.png")
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(file.parent / "images/0.png", "images/0.png")
+    else:
+        with tarfile.open(file, "w:gz" if file.suffix in (".gz", ".tgz") else "w") as archive:
+            archive.add(file.parent / "images/0.png", "images/0.png")
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tgz", "photos", "my photos.zip"])
+def test_an_archive_as_path_says_how_to_unpack_it(tmp_path, capsys, monkeypatch, name):
+    """Catches "is not a folder" for a data set as it was downloaded, and a command that does not work: it is run here."""
+    (tmp_path / "down").mkdir()
+    pack(tmp_path / "down" / name)
+    with refused(capsys, 2, f"{tmp_path / 'down' / name} is an archive", "python -m ", "then use "):
+        load(tmp_path / "down" / name, tmp_path / "cache")
+    with pytest.raises(SystemExit):
+        load(tmp_path / "down" / name, tmp_path / "cache")
+    message = capsys.readouterr().err.strip()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    command = shlex.split(message.split("`")[1])
+    assert command[0] == "python" and subprocess.run([sys.executable, *command[1:]]).returncode == 0
+    assert load(shlex.split(message)[-1], tmp_path / "cache")[1] == ["images/0.png"]
+
+
+def test_other_files_as_path(tmp_path, capsys):
+    """Catches a text that is taken for an archive."""
+    for name, content in (("a.txt", b"x" * 600), ("empty.zip", b""), ("b.png", png_of_declared_size(4, 4))):
+        (tmp_path / name).write_bytes(content)
+        with refused(capsys, 2, f"{tmp_path / name} is not a folder"):
+            load(tmp_path / name, tmp_path / "cache")
+
+
+def test_a_folder_that_is_not_utf_8_by_a_link(tmp_path):
+    """Catches a traceback after "is not UTF-8: rename the folder, or use a link" was followed."""
+    real = Path(os.fsdecode(os.fsencode(tmp_path) + b"/not utf-8 \xff"))
+    picture_file(real / "data/a.png")
+    (tmp_path / "link").symlink_to(real / "data")
+    assert load(tmp_path / "link", tmp_path / "cache")[1] == ["a.png"]
 
 
 def test_only_unreadable_files(tmp_path, capsys):
@@ -208,7 +565,7 @@ def test_exif_rotation_is_honoured(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the bar belongs to the right
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    array = common.decode(tmp_path / "turned.jpg", 32, 3)[0]
+    array = common.decode(tmp_path / "turned.jpg", 32, 3)[0][0]
     assert array[16, 30] > 200 and array[2, 10] < 50
 
 
@@ -219,7 +576,7 @@ def test_a_circle_stays_a_circle(tmp_path, size):
     cx, cy, r = size[0] / 2, size[1] / 2, min(size) * 0.4
     ImageDraw.Draw(image).ellipse((cx - r, cy - r, cx + r, cy + r), (255, 255, 255))
     image.save(tmp_path / "circle.png")
-    bright = common.decode(tmp_path / "circle.png", 64, 3)[0] > 127
+    bright = common.decode(tmp_path / "circle.png", 64, 3)[0][0] > 127
     rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]
     assert abs(np.ptp(rows) - np.ptp(columns)) <= 1 and abs(np.ptp(rows) - 0.8 * 64) <= 2
     assert abs(rows.mean() - 31.5) <= 1 and abs(columns.mean() - 31.5) <= 1
@@ -229,7 +586,7 @@ def test_downscaling_averages(tmp_path):
     """Catches a resize without antialiasing: a fine chequerboard must become grey."""
     board = np.indices((512, 512)).sum(0) % 2 * 255
     Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
-    assert abs(common.decode(tmp_path / "board.png", 32, 1).astype(int) - 127).max() <= 3
+    assert abs(common.decode(tmp_path / "board.png", 32, 1)[0].astype(int) - 127).max() <= 3
 
 
 def test_grey_images(tmp_path, folder):
@@ -396,8 +753,13 @@ def test_unreadable_files_do_not_shift_the_others(tmp_path, capsys):
         assert names == [f"{i:02d}.bmp" for i in range(0, 60, 2)]
         assert [int(image[0, 3, 3]) for image in images] == [4 * int(name[:2]) for name in names]
         message = capsys.readouterr().err
-        assert "skipped 30 of 60 files" in message and "'01.bmp'" in message and "'39.bmp'" in message
-        assert "'41.bmp'" not in message and message.rstrip().endswith("...")
+        line = next(
+            line
+            for line in message.splitlines()
+            if line.startswith("left out: files that cannot be read: 30 ('01.bmp'")
+        )
+        assert "images: 30 of 60 files" in message and "'39.bmp'" in line
+        assert "'41.bmp'" not in message and line.endswith("...)")
 
 
 def test_training_cannot_change_the_cache(tmp_path, folder):
@@ -432,10 +794,18 @@ def torn(file: Path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def without_sizes(file: Path):
+    index = json.loads(file.read_text())
+    del index["sizes"]
+    file.write_text(json.dumps(index))
+
+
 DAMAGES = {  # what a kill, a power cut or a clean-up leaves of a cache
     "index.json torn": lambda cache: torn(cache / "index.json"),
     "index.json empty": lambda cache: (cache / "index.json").write_text(""),
     "index.json of something else": lambda cache: (cache / "index.json").write_text('[["a.png"], {}]'),
+    "index.json of an older version": lambda cache: without_sizes(cache / "index.json"),
+    "index.json of a list": lambda cache: (cache / "index.json").write_text("[1, 2, 3]"),
     "index.json missing": lambda cache: (cache / "index.json").unlink(),
     "images.u8 short": lambda cache: torn(cache / "images.u8"),
     "images.u8 empty": lambda cache: (cache / "images.u8").write_bytes(b""),
@@ -458,7 +828,7 @@ def test_a_damaged_cache_is_built_again(tmp_path, folder, capsys, damage):
 
 
 def test_what_dead_builds_leave_is_removed(tmp_path, folder):
-    """Catches building-... folders that stay for ever after a kill, and one that is taken from a build that is still going on."""
+    """Catches building-... folders that stay for ever after a kill, and one that is taken from a build that is still going on; and a folder of the user's in --cache."""
     for name, age in (("building-dead", 7200), ("building-alive", 60)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "images.u8").write_bytes(b"x")
@@ -467,9 +837,13 @@ def test_what_dead_builds_leave_is_removed(tmp_path, folder):
     (tmp_path / "building-slow").mkdir()  # an old folder whose file is still written to
     (tmp_path / "building-slow/images.u8").write_bytes(b"x")
     os.utime(tmp_path / "building-slow", (time.time() - 7200,) * 2)
+    (tmp_path / "building-photos").mkdir()  # of the user's
+    (tmp_path / "building-photos/house.jpg").touch()
+    for path in (tmp_path / "building-photos/house.jpg", tmp_path / "building-photos"):
+        os.utime(path, (time.time() - 7200,) * 2)
     load(folder, tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("building"))
-    assert left == ["building-alive", "building-slow"]
+    assert left == ["building-alive", "building-photos", "building-slow"]
 
 
 def test_read_only_image_folder(tmp_path, folder):
@@ -498,7 +872,7 @@ def anonymous_memory_of_a_build(count, folder, cache, queue):
     def now() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
 
-    common.find_images = lambda *_: [f"{i % 24}.png" for i in range(count)]
+    common.find_images = lambda *_: ([f"{i % 24}.png" for i in range(count)], {})
     for i in range(24):
         common.decode(Path(folder) / f"{i}.png", 64, 3)
     start, peak, done = now(), [0], threading.Event()

@@ -195,7 +195,7 @@ def sanity(n: int, size: int = 32) -> dict[str, dict[str, float]]:
     images = painted(0, 2 * n, size)
     other = None
     if (SHARED / "faces").exists() and n <= 4000:
-        drawn = [common.decode(f"{i}.png", size, 3, str(SHARED / "faces")) for i in range(n)]
+        drawn = [common.decode(f"{i}.png", size, 3, str(SHARED / "faces"))[0] for i in range(n)]
         other = np.stack(drawn).transpose(0, 2, 3, 1)
     reals = features(images)
     table = {}
@@ -348,7 +348,8 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
     rows = command(tmp_path, folder, run_folder, folder)
     printed = capsys.readouterr().out
     assert [row["name"] for row in rows] == ["real", str(run_folder), str(folder)] and "size: 16;" in printed
-    assert len(list((run_folder / "generated").glob("*.png"))) == 10
+    assert len(list((run_folder / "compare/generated").glob("*.png"))) == 10
+    assert not (run_folder / "generated").exists()  # that is for --sample
     assert rows[0]["nearest"] == 1 and rows[1]["FD"] > rows[2]["FD"] and rows[2]["nearest"] == 0
     assert rows[2]["FD"] > 0.3 * rows[0]["FD"] > 0  # the data itself: other images than those of the reference
     pairs = np.asarray(Image.open(tmp_path / "out/nearest.png"))[24:, 2 * 280 + 8 :].reshape(-1, 66, 272, 3)
@@ -364,12 +365,22 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
     assert "readable" not in rows[0]  # not the built-in faces
 
 
-def test_size_and_channels_are_those_of_the_first_run(folder, tmp_path, capsys):
-    """Catches 64 pixels and colour for runs of another kind, because a folder stands before them."""
+def test_size_and_channels_are_those_of_the_runs(folder, tmp_path, capsys):
+    """Catches 64 pixels and colour for runs of another kind, because a folder stands before them, and colour runs scored in grey."""
     run("dcgan", folder, tmp_path / "grey", "--steps", "1", "--channels", "1", "--size", "20")
     run("dcgan", folder, tmp_path / "colour", "--steps", "1")
-    command(tmp_path, folder, folder, tmp_path / "grey", tmp_path / "colour")
+    run("dcgan", folder, tmp_path / "padded", "--steps", "1", "--fit", "pad")
+    command(tmp_path, folder, folder, tmp_path / "grey")
     assert "size: 20;" in (printed := capsys.readouterr().out) and "channels: 1;" in printed
+    for first, second, flags in (
+        ("grey", "colour", "--channels 1"),
+        ("colour", "grey", "--channels 3"),
+        ("colour", "padded", "--fit crop"),
+    ):
+        with refused(capsys, 2, str(tmp_path / first), str(tmp_path / second), flags):
+            command(tmp_path, folder, tmp_path / first, tmp_path / second)
+    command(tmp_path, folder, tmp_path / "padded")
+    assert "resize: pad, Lanczos;" in capsys.readouterr().out
     command(tmp_path, folder, folder, tmp_path / "colour")
     assert "size: 16;" in (printed := capsys.readouterr().out) and "channels: 3;" in printed
     command(tmp_path, folder, folder)
@@ -430,6 +441,36 @@ def test_shared_information():
     assert half == pytest.approx(math.log(2) / math.sqrt(math.log(4) * math.log(2)))
 
 
+def test_reals_that_are_all_alike(tmp_path):
+    """Catches a diversity of 2e12, the samples' divided by a trace of rounding."""
+    (tmp_path / "alike").mkdir()
+    for i in range(24):
+        Image.new("RGB", (16, 16), (90, 40, 200)).save(tmp_path / f"alike/{i}.png")
+    rows = command(tmp_path, tmp_path / "alike", numbered(tmp_path / "other", 12))
+    assert math.isnan(rows[0]["diversity"]) and math.isnan(rows[1]["diversity"])
+
+
+def test_files_of_the_user_stay(folder, run_folder, tmp_path, capsys):
+    """Catches a file of the user's in generated/ that is deleted, overwritten or scored, prompts' drawings that vanish, and a picture that is overwritten."""
+    module("dcgan").main(["--out", str(run_folder), "--sample", "4"])
+    drawn = {file.name: file.read_bytes() for file in (run_folder / "generated").iterdir()}
+    Image.new("RGB", (99, 99)).save(run_folder / "generated/!mine.png")
+    fresh = command(tmp_path, folder, run_folder)
+    assert {name: (run_folder / "generated" / name).read_bytes() for name in drawn} == drawn
+    (run_folder / "generated/mine").mkdir()
+    Image.new("RGB", (99, 99)).save(run_folder / "generated/mine/00000.png")  # nor this one
+    module("dcgan").main(["--out", str(run_folder), "--sample", "12"])
+    assert command(tmp_path, folder, run_folder) == fresh and (run_folder / "generated/!mine.png").exists()
+    command(tmp_path, folder, run_folder, "--out", tmp_path / "out")  # our own files may be replaced
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/samples.png").write_bytes(b"mine")
+    with refused(capsys, 2, "samples.png", "--out"):
+        command(tmp_path, folder, run_folder, "--out", tmp_path / "pictures")
+    assert (tmp_path / "pictures/samples.png").read_bytes() == b"mine" and len(
+        list((tmp_path / "pictures").iterdir())
+    ) == 1
+
+
 def test_what_runs_were_asked_for(tmp_path, monkeypatch):
     """Catches labels of other images than those in the row, captions that nobody reads, and faces of another seed."""
     monkeypatch.setattr(common, "FACES", 40)
@@ -446,9 +487,25 @@ def test_what_runs_were_asked_for(tmp_path, monkeypatch):
     assert {"hair", "eyes", "face", "glasses"} < known[1] and {"hair", "eyes"} < known[2] and "face" not in known[2]
     assert "NMI" in known[3] and "hair" not in known[3] and not {"NMI", "hair"} & known[4]
     files = [f"{i:05d}.png" for i in range(10)]
-    labels = compare.asked(str(tmp_path / "t"), files, argparse.Namespace(runs={str(tmp_path / "t"): {}}))
+    labels = compare.asked(str(tmp_path / "t"), files, asked_of(tmp_path / "t", "compare/generated"))
     words = [caption.split() for caption in labels["caption"]]
     assert labels["hair"].tolist() == [w[0] for w in words] and labels["eyes"].tolist() == [w[2] for w in words]
+
+
+def asked_of(run: Path, samples: str, groups=None) -> argparse.Namespace:
+    """What compare.asked needs to know of a run."""
+    return argparse.Namespace(runs={str(run): {"groups": groups}}, samples={str(run): str(run / samples)})
+
+
+def test_groups_that_faces_py_cannot_read_are_said(tmp_path, capsys):
+    """Catches a group of one's own labels that is missing in the table without a word."""
+    (tmp_path / "generated").mkdir()
+    (tmp_path / "generated/labels.csv").write_text("image,class,hair\n0.png,cat,red\n")
+    (tmp_path / "generated/0.png").touch()
+    found = compare.asked(
+        str(tmp_path), ["0.png"], asked_of(tmp_path, "generated", {"class": ["cat"], "hair": ["red"]})
+    )
+    assert found["hair"].tolist() == ["red"] and "class cannot be read" in capsys.readouterr().out
 
 
 # --- which images stand in which row ---
@@ -572,9 +629,7 @@ def test_captions_of_several_lines_do_not_shift_the_others(tmp_path):
     )
     for name in "ab":
         (tmp_path / f"run/generated/{name}.png").touch()
-    labels = compare.asked(
-        str(tmp_path / "run"), ["b.png", "a.png"], argparse.Namespace(runs={str(tmp_path / "run"): {}})
-    )
+    labels = compare.asked(str(tmp_path / "run"), ["b.png", "a.png"], asked_of(tmp_path / "run", "generated"))
     assert labels["hair"].tolist() == ["aqua", "red"] and labels["eyes"].tolist() == ["green", "blue"]
 
 
@@ -647,16 +702,21 @@ def test_obedience_and_counts_by_a_reader_that_is_known(tmp_path, monkeypatch):
 
 def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):
     """Catches scores of an older checkpoint, and samples drawn again for nothing."""
-    file = run_folder / "generated/00000.png"
+    file = run_folder / "compare/generated/00000.png"
     times = []
     for change in (lambda: None, lambda: None, lambda: os.utime(run_folder / "last.pt"), file.unlink):
         change()
         command(tmp_path, folder, run_folder)
         times.append(file.stat().st_mtime_ns)
     assert times[0] == times[1] < times[2] < times[3]
-    os.utime(run_folder / "generated/00007.png", (1000, 1000))  # one of them is of an older checkpoint
+    os.utime(file.with_name("00007.png"), (1000, 1000))  # one of them is of an older checkpoint
     command(tmp_path, folder, run_folder)
-    assert file.stat().st_mtime_ns > times[3] and (run_folder / "generated/00007.png").stat().st_mtime > 1000
+    assert file.stat().st_mtime_ns > times[3] and file.with_name("00007.png").stat().st_mtime > 1000
+    module("dcgan").main(["--out", str(run_folder), "--sample", "12"])  # the user's own are enough, and newer
+    before = file.stat().st_mtime_ns
+    os.utime(file, (1000, 1000))
+    command(tmp_path, folder, run_folder)
+    assert file.stat().st_mtime_ns == 1000 * 10**9 < before
 
 
 def test_built_in_faces_are_read(tmp_path, monkeypatch):
@@ -692,7 +752,7 @@ def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
     with refused(capsys, 2, "few has 4 images", "at most 4"):
         command(tmp_path, folder, tmp_path / "few")
     for words, cause in (
-        ((folder, "nowhere"), "is not a folder"),
+        ((folder, "nowhere"), "does not exist"),
         ((folder, run_folder / "last.pt"), "is not a folder"),
         ((folder, run_folder, run_folder), "is named twice"),
         ((folder, "real"), "the first row"),

@@ -190,8 +190,9 @@ def test_embeddings_in_the_place_of_words(folder, tmp_path, capsys):
     np.save(file, np.random.default_rng(0).normal(size=(24, 5)))
     state = run("cgan_text2img", folder, tmp_path / "run", "--steps", "2", "--embeddings", str(file))
     vectors = torch.from_numpy(np.load(file)).float()
-    names = common.find_images(str(folder), "")
-    assert torch.equal(state["data"].labels, torch.stack([vectors[int(name.removesuffix(".png"))] for name in names]))
+    names, _ = common.find_images(str(folder), "")
+    rows = [[int(name.removesuffix(".png"))] for name in names]
+    assert torch.equal(state["data"].labels, vectors[torch.tensor(rows)])
     assert state["G"].text[0].in_features == 5
     m.main(["--out", str(tmp_path / "run"), "--sample", "3", "--device", "cpu"])
     assert len(list((tmp_path / "run/generated").glob("*.png"))) == 3
@@ -305,6 +306,6 @@ def test_conditions_of_the_other_network_are_not_touched():
     t = condition("cgan_text2img", 8, args)[0]
     before = [net.text[0].weight.clone() for net in (G, D)]
     opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.0), torch.optim.SGD(D.parameters(), 1.0)
-    m.train_step(G, D, opt_G, opt_D, iter([(torch.rand(8, 3, 16, 16), t)]), args)
+    m.train_step(G, D, opt_G, opt_D, iter([(torch.rand(8, 3, 16, 16), t[:, None])]), args)
     assert torch.equal(G.text[0].weight, before[0]) and not torch.equal(D.text[0].weight, before[1])
     assert scores("cgan_text2img", D, torch.rand(2, 3, 16, 16), (t[:2],)).shape == (2,)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -354,7 +355,7 @@ def test_translation(pair, tmp_path, capsys):
     assert sheet.size == (8 * 26 + 2, 26 + 2)  # four pairs
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == originals
     m.main(["--translate", str(out / "AtoB"), "--out", str(out), "--reverse", "--device", "cpu"])  # and back again
-    assert len(list((out / "BtoA").rglob("*.*"))) == 5 and len(list((out / "AtoB").rglob("*.*"))) == 5
+    assert len(list((out / "BtoA").rglob("*.*"))) == 6 and len(list((out / "AtoB").rglob("*.*"))) == 6  # with .written
     for folder in (photos, tmp_path / "empty"):
         folder.mkdir(exist_ok=True)
         with refused(capsys, 2, "--translate", str(folder)):
@@ -396,6 +397,78 @@ def test_G_sees_the_whole_image_in_its_proportions(pair, tmp_path, monkeypatch):
     assert sorted(seen) == [(1, 3, 24, 24), (1, 3, 24, 54), (1, 3, 32, 24), (1, 3, 60, 24)]
 
 
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_translation_follows_the_fit_of_the_training(pair, tmp_path, monkeypatch, fit):
+    """Catches a G that was trained on padded or stretched squares and is shown something else; padding that stays in the result."""
+    run(pair, tmp_path / "run", "--steps", "1", "--fit", fit)
+    (tmp_path / "photos").mkdir()
+    image = Image.new("RGB", (48, 24), "red")
+    image.paste("blue", (0, 0, 24, 24))
+    image.save(tmp_path / "photos/a.png")
+    seen = []
+    monkeypatch.setattr(m.Generator, "forward", lambda self, x: seen.append(x) or x)  # translates nothing
+    m.main(["--translate", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--device", "cpu"])
+    (x,) = seen
+    assert x.shape == (1, 3, 24, 24)
+    rows = slice(6, 18) if fit == "pad" else slice(0, 24)  # where the image is
+    rows = slice(rows.start + 3, rows.stop - 3)  # away from edges, where Lanczos overshoots
+    assert abs(x[0, :, rows, :8] - torch.tensor([-1.0, -1, 1])[:, None, None]).max() < 0.1
+    assert abs(x[0, :, rows, 16:] - torch.tensor([1.0, -1, -1])[:, None, None]).max() < 0.1
+    assert fit == "stretch" or ((x[0, :, :6] == 1).all() and (x[0, :, 18:] == 1).all())  # white
+    back = np.asarray(Image.open(tmp_path / "run/AtoB/a.png"))
+    assert (
+        back.shape == (24, 48, 3)
+        and abs(back.astype(int) - np.asarray(image))[4:20, [*range(12), *range(36, 48)]].max() <= 12
+    )
+
+
+OVERWRITTEN = {  # --translate, --out, a file of the user's that a result would replace
+    "the folder above": ("photos/sub", "photos", "photos/a.png"),
+    "the other domain": ("ab/testA", "ab/testB", "ab/testB/a.png"),
+    "a sheet": ("photos/sub", "other", "other/_sheet.png"),
+    "AtoB of a run": ("photos/sub", "run", "run/AtoB/a.png"),
+}
+
+
+@pytest.mark.parametrize("case", OVERWRITTEN)
+def test_files_of_the_user_are_not_overwritten(pair, tmp_path, capsys, case):
+    """Catches results that replace files of the same name which this script has not written."""
+    translate, out, file = (str(tmp_path / name) for name in OVERWRITTEN[case])
+    run(pair, tmp_path / "run", "--steps", "1")
+    for name in (f"{translate}/a.png", f"{translate}/b.png", file):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), "red").save(name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = ["--translate", translate, "--out", out, "--checkpoint", str(tmp_path / "run/last.pt"), "--device", "cpu"]
+    with refused(capsys, 2, Path(file).name, "--out"):
+        m.main(command)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    Path(file).unlink()
+    m.main(command)
+    m.main(command)  # results of an earlier call may be replaced
+    assert Path(file).exists()
+
+
+def test_formats_that_cannot_be_written(pair, tmp_path):
+    """Catches a traceback, or a result that is lost, where an image is of a format that is only read, or has no suffix."""
+    run(pair, tmp_path / "run", "--steps", "1")
+    (tmp_path / "photos").mkdir()
+    for name, kind in (("a.tga", "TGA"), ("b.ppm", "PPM"), ("c", "PNG"), ("d.jfif", "JPEG")):
+        Image.new("RGB", (24, 24), "red").save(tmp_path / "photos" / name, kind)
+    m.main(
+        [
+            "--translate",
+            str(tmp_path / "photos"),
+            "--out",
+            str(tmp_path / "out"),
+            "--checkpoint",
+            str(tmp_path / "run/last.pt"),
+        ]
+    )
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"a.tga.png", "b.ppm.png", "c.png", "d.jfif.png", "_sheet.png", ".written"}
+
+
 def test_translation_needs_no_names_after_a_training_with_the_defaults(pair, tmp_path, monkeypatch, capsys):
     """Catches doc-string commands that look for the checkpoint among the results."""
     monkeypatch.chdir(tmp_path)
@@ -407,7 +480,7 @@ def test_translation_needs_no_names_after_a_training_with_the_defaults(pair, tmp
     m.main(["--translate", str(pair / "testB"), "--weights", "net.pth", "--size", "24", "--device", "cpu"])
     m.main(["--translate", str(pair / "testA"), "--out", "zebras", "--device", "cpu"])  # once more: the folder is there
     for folder in ("zebras", "runs/cyclegan/AtoB", "runs/cyclegan/BtoA"):
-        assert {file.name for file in (tmp_path / folder).iterdir()} == {"0.png", "1.png", "_sheet.png"}
+        assert {file.name for file in (tmp_path / folder).iterdir()} == {"0.png", "1.png", "_sheet.png", ".written"}
     with refused(capsys, 2, "no checkpoint", "elsewhere"):
         m.main(["--translate", str(pair / "testA"), "--checkpoint", "elsewhere/last.pt"])
 
@@ -511,8 +584,8 @@ def test_sampling_and_what_is_refused(pair, tmp_path, capsys):
     with refused(capsys, 2, "--width", "last.pt"):
         m.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "9", "--width", "5"])
     shutil.copytree(pair / "trainA", tmp_path / "half/trainA")
-    for path in (tmp_path / "nowhere", tmp_path / "half"):
-        with refused(capsys, 2, str(path), "trainA and trainB"):
+    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "half", "trainA and trainB")):
+        with refused(capsys, 2, str(path), reason):
             run(path, tmp_path / "new", "--steps", "1")
     with refused(capsys, 2, "--steps 9", "--decay"):
         run(pair, tmp_path / "new", "--steps", "9", "--constant", "4", "--decay", "4")

@@ -1,13 +1,20 @@
 """Files of a run while things go wrong: order and completeness of what is written, signals, torn logs, processes that must agree."""
 
+import argparse
+import contextlib
+import importlib.util
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import module, run
+from conftest import TINY, module, run, tiny
+from PIL import Image
+from test_common import count_decoding, load
 from test_logs import Nothing, by_hand
 from test_training import refused
 
@@ -59,9 +66,337 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, capsys, error):
         file.write(b"half")
         raise error
 
-    with refused(capsys, 1, "a.bin", "intact", "No space left" if isinstance(error, OSError) else "write failed"):
+    with refused(capsys, 1, "a.bin", "intact", "the disk is full" if isinstance(error, OSError) else "write failed"):
         common.atomic(tmp_path / "a.bin", write)
     assert (tmp_path / "a.bin").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+FULL = {  # what a write raises -> what is said
+    "the file system": (OSError(28, "No space left on device"), "the disk is full"),
+    "a quota": (OSError(122, "Disk quota exceeded"), "Disk quota exceeded"),
+    "no permission": (PermissionError(13, "Permission denied"), "Permission denied"),
+    "torch.save": (RuntimeError("unexpected pos 64 vs 0"), "unexpected pos 64 vs 0"),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_full_disk_is_said_in_words(tmp_path, capsys, kind, inside):
+    """Catches "unexpected pos 64 vs 0", which is what torch.save says of a full disk; the error below it knows better."""
+    error, words = FULL[kind]
+
+    def write(file):
+        if not inside:
+            raise error
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (as torch does)
+
+    with refused(
+        capsys,
+        1,
+        f"cannot write {tmp_path / 'a.bin'} ({'the disk is full' if inside else words}",
+        "make room",
+        "intact",
+    ):
+        common.atomic(tmp_path / "a.bin", write)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ValueError("a bug"), MemoryError()])
+def test_whatever_ends_a_write_leaves_nothing_behind(tmp_path, error):
+    """Catches a.bin.tmp after Ctrl-C, and an error of ours that is said to be a full disk."""
+    (tmp_path / "a.bin").write_bytes(b"old")
+
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        common.atomic(tmp_path / "a.bin", write)
+    assert (tmp_path / "a.bin").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+# --- files of the user's ---
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(file.relative_to(folder)): file.read_bytes() if file.is_file() else None for file in folder.rglob("*")}
+
+
+def generate(count: int, shade: float = 0.0, labels: list | None = None):
+    """A `generate` for write_samples that draws `count` images at a time, and a label for each."""
+
+    def draw():
+        if labels is not None:
+            labels.extend({"hair": "aqua"} for _ in range(count))
+        return torch.full((count, 3, 4, 4), shade)
+
+    return draw
+
+
+def sample(out, count: int, shade: float = 0.0, labels: list | None = None):
+    args = argparse.Namespace(out=str(out), sample=count)
+    common.write_samples(args, generate(2, shade, labels), () if labels is None else labels)
+
+
+def test_samples_take_the_place_of_earlier_ones(tmp_path):
+    """Catches samples of an older checkpoint that stay among the new ones, and files of the user's that go with them."""
+    folder = tmp_path / "generated"
+    sample(tmp_path, 5, labels=[])
+    assert sorted(contents(folder)) == [".written", *(f"{i:05d}.png" for i in range(5)), "labels.csv"]
+    for name in ("mine.png", "00007.png", "notes.txt", "00003.png.bak"):
+        (folder / name).write_bytes(b"mine")
+    sample(tmp_path, 3, shade=1.0)
+    assert sorted(name for name in contents(folder) if "labels" not in name) == sorted(
+        [".written", "00000.png", "00001.png", "00002.png", "mine.png", "00007.png", "notes.txt", "00003.png.bak"]
+    )
+    assert not (folder / "labels.csv").exists()  # it told of images that are gone
+    assert Image.open(folder / "00002.png").getpixel((1, 1)) == (255, 255, 255)
+    assert (folder / "00007.png").read_bytes() == b"mine"
+
+
+USERS = {  # files in OUT/generated that no call has written, and whether --sample 4 may go on
+    "another name": ("portrait.png", True),
+    "a number that is not drawn": ("00004.png", True),
+    "a number that is drawn": ("00002.png", False),
+    "a folder of that name": ("00002.png/a.txt", False),
+    "a table": ("labels.csv", False),
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("case", USERS)
+def test_a_file_of_the_user_s_is_never_overwritten(tmp_path, capsys, case, earlier):
+    """Catches --sample that replaces or deletes what it has not written, or deletes its own before it stops."""
+    name, allowed = USERS[case]
+    if earlier:
+        sample(tmp_path, 1)
+    if case == "a table" and earlier:
+        pytest.skip("see test_a_table_of_the_user_s_stays")
+    file = tmp_path / "generated" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"mine")
+    before = contents(tmp_path)
+    if allowed:
+        sample(tmp_path, 4, labels=[])
+        assert file.read_bytes() == b"mine" and (tmp_path / "generated/00003.png").exists()
+    else:
+        with refused(capsys, 2, str(tmp_path / "generated"), repr(name.split("/")[0]), "--out", "(1 such files)"):
+            sample(tmp_path, 4, labels=[])
+        assert contents(tmp_path) == before
+
+
+def test_a_table_of_the_user_s_stays(tmp_path):
+    """Catches notes on the samples of a script without labels that the next --sample deletes."""
+    sample(tmp_path, 2)
+    (tmp_path / "generated/labels.csv").write_text("mine")
+    with contextlib.suppress(SystemExit):
+        sample(tmp_path, 2)
+    assert (tmp_path / "generated/labels.csv").read_text() == "mine"
+
+
+def test_the_list_keeps_names_of_any_bytes(tmp_path):
+    """Catches a traceback, or a file that is forgotten, if a name is not UTF-8 or has a line break."""
+    names = [os.fsdecode(b"a\xff.png"), "b\nc.png", "d e.png", "ü.png"]
+    for some in (names, ["z.png"]):  # more of them by a second call
+        with common.claim(tmp_path, some):
+            for name in some:
+                (tmp_path / name).touch()
+    assert sorted(common.written(tmp_path)) == sorted([*names, "z.png"])
+    with common.claim(tmp_path, ["0.png", "1.png"], replace=True):
+        assert {"0.png", "1.png"} <= set(common.written(tmp_path))  # in case that the process is killed here
+        (tmp_path / "0.png").touch()
+    assert sorted(os.listdir(tmp_path)) == [".written", "0.png"] and common.written(tmp_path) == ["0.png"]
+
+
+FOREIGN = [  # what lies in --out of a fresh start, its content, and whether it is refused
+    ("samples/000500.png", "mine", True),
+    ("samples/notes.txt", "mine", True),
+    ("checkpoints/mine.pt", "mine", True),
+    ("real.png", "mine", True),
+    ("progress.gif", "mine", True),
+    *(
+        ("args.json", content, True)
+        for content in ("mine", "", "[1, 2]", '{"lr": 1}', '{"script": "theirs"}', "null", "3")
+    ),
+    ("generated/00000.png", "mine", False),
+    ("notes.txt", "mine", False),
+    (".lock", "", False),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "is_refused"), FOREIGN)
+def test_a_fresh_start_does_not_overwrite_what_no_run_has_written(tmp_path, capsys, name, content, is_refused):
+    """Catches --out ~/pictures, whose samples/ and real.png would be replaced; args.json of another program is no sign of a run."""
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    before = contents(tmp_path)
+    flags = [*TINY, "--path", "unused", "--out", str(tmp_path / "out")]
+    if is_refused:
+        first = name.split("/")[0]
+        with refused(capsys, 2, f"{tmp_path / 'out'} holds {first}, which no run has written", "--out"):
+            module("dcgan").parse_args(flags)
+        if first != "args.json":  # nor does the settings file of another program make them ours
+            (tmp_path / "out/args.json").write_text('{"lr": 1}')
+            with refused(capsys, 2, "which no run has written"):
+                module("dcgan").parse_args(flags)
+            (tmp_path / "out/args.json").unlink()
+    else:
+        module("dcgan").parse_args(flags)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_refuses_before_it_decodes(any_script, images, tmp_path, capsys, monkeypatch):
+    """Catches hours of decoding before "which no run has written", and a file that is touched until then."""
+    (tmp_path / "out/samples").mkdir(parents=True)
+    (tmp_path / "out/samples/000500.png").write_bytes(b"mine")
+    before = contents(tmp_path)
+    decoded = count_decoding(monkeypatch)
+    with refused(capsys, 2, "samples", "which no run has written"):
+        run(any_script, images, tmp_path / "out", "--steps", "1", "--cache", str(tmp_path / "cache"))
+    assert contents(tmp_path) == before and not decoded
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(any_script, images, tmp_path, monkeypatch):
+    """Catches an --out that can neither be resumed nor begun: args.json and real.png are there, last.pt is not."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    save = common.Run.save
+    monkeypatch.setattr(common.Run, "save", kill)
+    with pytest.raises(Killed):
+        run(any_script, images, tmp_path / "out", "--steps", "1")
+    assert (tmp_path / "out/real.png").exists() and not (tmp_path / "out/last.pt").exists()
+    (tmp_path / "out/samples").mkdir()  # killed a little later
+    (tmp_path / "out/samples/000000.png").touch()
+    monkeypatch.setattr(common.Run, "save", save)
+    run(any_script, images, tmp_path / "out", "--steps", "1")
+    assert (tmp_path / "out/last.pt").exists()
+
+
+def test_a_missing_tensorboard_is_said_before_decoding(any_script, images, tmp_path, capsys, monkeypatch):
+    """Catches a traceback after minutes of decoding; --sample needs none."""
+    run(any_script, images, tmp_path / "old", "--steps", "1")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find_spec(name, *rest)
+    )
+    decoded = count_decoding(monkeypatch)
+    new = ["--path", str(images), "--out", str(tmp_path / "new"), "--cache", str(tmp_path / "cache")]
+    for flags in (new, ["--resume", "--out", str(tmp_path / "old"), "--steps", "2"]):
+        with refused(capsys, 2, "tensorboard is not installed", "pip install -r requirements.txt"):
+            module(any_script).main([*tiny(any_script), *flags])
+    assert not decoded and sorted(os.listdir(tmp_path)) == ["old"]
+    module(any_script).parse_args(["--sample", "1", "--out", str(tmp_path / "old")])
+
+
+# --- Ctrl-C ---
+
+
+@pytest.fixture
+def ctrl_c():
+    """A function that does what the terminal does at Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_decoding(tmp_path, folder, capsys, monkeypatch, ctrl_c):
+    """Catches a traceback of thirty threads, half a cache that the next start takes for a whole one, and a building-... folder that stays."""
+    decode, calls = common.decode, []
+
+    def pressed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 5:
+            ctrl_c()
+        time.sleep(0.002)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(common, "decode", pressed)
+    with refused(capsys, 130, "stopped by Ctrl-C", "the next start begins again"):
+        load(folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.setattr(common, "decode", decode)
+    assert len(load(folder, tmp_path / "cache")[0]) == 24
+
+
+def test_ctrl_c_while_another_process_decodes(tmp_path, folder, capsys, monkeypatch):
+    """Catches a traceback of the processes that only wait."""
+
+    def pressed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(common.time, "sleep", pressed)
+    with refused(capsys, 130, "stopped by Ctrl-C"):
+        load(folder, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("where", ["while drawing", "while writing"])
+def test_ctrl_c_while_sampling(tmp_path, capsys, monkeypatch, where):
+    """Catches a traceback, half an image, and a .tmp that stays; images that are finished stay, and the next call replaces them."""
+    calls, save_png = [], common.save_png
+    draw = generate(2)
+
+    def pressed(number, then, *arguments):
+        calls.append(1)
+        if len(calls) == number:
+            if arguments:
+                arguments[-1].write(b"half")
+            raise KeyboardInterrupt
+        return then(*arguments)
+
+    if where == "while writing":
+        monkeypatch.setattr(common, "save_png", lambda image, file: pressed(5, save_png, image, file))
+    with refused(capsys, 130, "stopped by Ctrl-C", f"not all samples are in {tmp_path / 'generated'}"):
+        common.write_samples(
+            argparse.Namespace(out=str(tmp_path), sample=9),
+            draw if where == "while writing" else lambda: pressed(3, draw),
+        )
+    monkeypatch.setattr(common, "save_png", save_png)
+    assert sorted(os.listdir(tmp_path / "generated")) == [".written", *(f"{i:05d}.png" for i in range(4))]
+    sample(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path / "generated")) == [".written", "00000.png", "00001.png"]
+
+
+def test_ctrl_c_before_the_first_sample(tmp_path):
+    """Catches a list without names that the next call does not understand: IsADirectoryError for ever."""
+
+    def pressed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        common.write_samples(argparse.Namespace(out=str(tmp_path), sample=9), pressed)
+    sample(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path / "generated")) == [".written", "00000.png", "00001.png"]
+
+
+def test_a_second_ctrl_c_while_saving_keeps_the_old_checkpoint(tmp_path, capsys):
+    """Catches last.pt.tmp, or half a last.pt, when the second Ctrl-C hits a checkpoint; and a traceback."""
+    with by_hand(tmp_path / "a", IMAGES, grid) as the_run:
+        the_run.save({"G": Weights(0.5)})
+        before = (tmp_path / "a/last.pt").read_bytes()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        refused(capsys, 130, "stopped by a second Ctrl-C", "--resume", "from step 0"),
+        by_hand(tmp_path / "a", IMAGES, grid) as the_run,
+    ):
+
+        def pressed(content, file):
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+        patch.setattr(torch, "save", pressed)
+        the_run.step = 1
+        the_run.save({"G": Weights(0.25)})
+    assert (tmp_path / "a/last.pt").read_bytes() == before and not list((tmp_path / "a").rglob("*.tmp"))
 
 
 # --- the folder of a run ---
@@ -141,7 +476,7 @@ def test_what_a_power_cut_tore_is_mended_at_the_next_start(tmp_path):
 def test_a_disk_that_is_full_while_logging_is_said(tmp_path, capsys):
     """Catches a traceback from the log, and one that does not say where to go on."""
     with (
-        refused(capsys, 1, "cannot write to", str(tmp_path), "--resume", "from step 0", "No space left"),
+        refused(capsys, 1, "cannot write to", str(tmp_path), "--resume", "from step 0", "the disk is full"),
         by_hand(tmp_path / "a", IMAGES, grid) as the_run,
     ):
         the_run.save({"G": Nothing()})

@@ -1,6 +1,8 @@
 """Label files: every format with its oddities, matched with images; what is left out is counted, what is broken is named."""
 
 import argparse
+import copy
+import unicodedata
 
 import numpy as np
 import pytest
@@ -15,15 +17,30 @@ import labels
 needs_shared = pytest.mark.skipif(not (SHARED / "tags.csv").exists(), reason="the shared data are not here")
 
 
-def read(tmp_path, content: str | bytes, name="labels.txt"):
+def source(tmp_path, content: str | bytes, name="labels.txt", groups=None):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return labels.read_labels(str(file))
+    return labels.read_labels(str(file), IMAGES, groups)
+
+
+def read(tmp_path, content: str | bytes, groups=None) -> list:
+    """(image, what is said of it) of all rows: values, or captions if there are no values."""
+    return [(row.image, row.values or row.captions) for row in source(tmp_path, content, groups=groups).rows]
 
 
 def args(path, **given):
-    defaults = {"labels": None, "embeddings": None, "batch": 2, "script": "acgan"}
-    return argparse.Namespace(**{"path": path and str(path), **defaults, **given})
+    defaults = {"labels": None, "embeddings": None, "batch": 2, "script": "acgan", "resume": False, "found": {}}
+    return argparse.Namespace(**{"path": path and str(path), **copy.deepcopy(defaults), **given})
+
+
+NAMES = ["0.png", "1.png"]  # of the images that files are looked for, and read for
+IMAGES = labels.Images(NAMES, ".")
+
+
+def write(folder, files: dict[str, str]):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 HAIR_EYES = [("hair", "aqua"), ("eyes", "red")]
@@ -34,21 +51,65 @@ FORMATS = {
     "words": ("0,aqua hair red eyes\n1,blue hair blue eyes\n", HAIR_EYES),
     "no newline at the end": ("0,aqua hair red eyes\n1,blue hair blue eyes", HAIR_EYES),
     "CR LF": ("0,aqua hair red eyes\r\n1,blue hair blue eyes\r\n", HAIR_EYES),
+    "CR": ("0,aqua hair red eyes\r1,blue hair blue eyes\r", HAIR_EYES),
     "BOM": (b"\xef\xbb\xbf0,aqua hair red eyes\n1,blue hair blue eyes\n", HAIR_EYES),
+    "UTF-16": ("\ufeff0,aqua hair red eyes\n1,blue hair blue eyes\n".encode("utf-16-le"), HAIR_EYES),
     "empty lines": ("0,aqua hair red eyes\n\n1,blue hair blue eyes\n\n\n", HAIR_EYES),
     "eyes first": ("0,red eyes aqua hair\n1,blue hair\n", HAIR_EYES),
+    "more words": ("0,a girl with long aqua hair and red eyes smiling\n1,blue hair\n", HAIR_EYES),
+    "lengths in between": ("0,aqua short hair big red eyes\n1,blue hair\n", HAIR_EYES),
+    "semicolons after ids": ("0;aqua hair red eyes\n1;blue hair blue eyes\n", HAIR_EYES),
+    "tabs after ids": ("0\taqua hair red eyes\n1\tblue hair blue eyes\n", HAIR_EYES),
+    "quotes": ('"0","aqua hair, red eyes"\n"1","blue hair"\n', HAIR_EYES),
+    "commas": ("0,aqua hair, red eyes\n1,blue hair, smile\n", HAIR_EYES),
+    "capitals": ("0,Aqua Hair Red Eyes\n1,BLUE HAIR\n", HAIR_EYES),
+    "a colour of something else": ("0,brown skin short hair white dress\n1,blue hair\n", ["brown skin short hair white dress"]),
+    "another colour before a comma": ("0,red, aqua hair, red eyes\n1,blue hair\n", HAIR_EYES),
+    "two colours of words": ("0,red and blue hair\n1,blue hair\n", [("hair", "red"), ("hair", "blue")]),
     "tags": ("0,touhou:17705\taqua hair:60\tred eyes:9\t\n1,original:25774\t\n", HAIR_EYES),
     "tags with spaces": ("0, hack legend:34\t aqua hair :60\tred eyes:9\t\n1,x:1\t\n", HAIR_EYES),
     "tags that are no colours": ("0,long hair:1\tdamage hair:2\t11 eyes:3\tbicolored eyes:4\tlight blue hair:5\n1,x:1\n", []),
     "words around a colour": ("0,aqua hairband:3\tred hair ornament:1\tred eyeshadow:2\tclosed red eyes:4\n1,x:1\n", []),
     "two colours": ("0,aqua hair:1\tblonde hair:2\n1,x:1\n", [("hair", "aqua"), ("hair", "blonde")]),
-    "groups": (f"2\n{TABLE}\n0.png 1 0 0 1\n1.png 0 0 1 0\n", ATTRIBUTES),
-    "a count that is wrong": (f"999\n{TABLE}\n0.png 1 0 0 1\n1.png 0 0 1 0\n", ATTRIBUTES),
+    "a colour twice": ("0,aqua hair:1\taqua hair:2\tred eyes:1\n1,x:1\n", HAIR_EYES),
+    "groups": (f"2\n{TABLE}\n0.png 1 0 0 1\n1.png 0 1 1 0\n", ATTRIBUTES),
+    "a count that is wrong": (f"999\n{TABLE}\n0.png 1 0 0 1\n1.png 0 1 1 0\n", ATTRIBUTES),
     "-1 and 1, padded": ("2\nBald Young \n0.png -1  1\n1.png 1 -1\n", CELEBA),
-    "-1 and 1, the first row all 1": ("2\nBald Young\n0.png 1 1\n1.png -1 1\n", [("Bald", "yes"), ("Young", "yes")]),
+    "-1 and 1, the first row all 1": ("2\nBald Young\n0.png 1 1\n1.png -1 -1\n", [("Bald", "yes"), ("Young", "yes")]),
     "-1 and 1, as CSV": ("image_id,Bald,Young\n0.png,-1,1\n1.png,1,-1\n", CELEBA),
-    "captions": ('image,caption\r\n0.png,"a ""light"" face, blue eyes"\r\n1.png,dark\r\n', 'a "light" face, blue eyes'),
-    "a caption of two lines": ('image,caption\n0.png,"a face\nof blue"\n1.png,dark\n', "a face\nof blue"),
+    "one attribute": ("image,Smiling\n0.png,1\n1.png,-1\n", [("Smiling", "yes")]),
+    "captions": ('image,caption\r\n0.png,"a ""light"" face, blue eyes"\r\n1.png,dark\r\n', ['a "light" face, blue eyes']),
+    "a caption of two lines": ('image,caption\n0.png,"a face\nof blue"\n1.png,dark\n', ["a face\nof blue"]),
+    "captions in two columns": ("file_name,text,caption\n0.png,a face,a head\n1.png,dark,\n", ["a face", "a head"]),
+    "numbered captions": ("image,caption_1,caption_2\n0.png,a face,a head\n1.png,dark,\n", ["a face", "a head"]),
+    "words in columns": ("image,hair,eyes\n0.png,aqua,red\n1.png,blue,green\n", HAIR_EYES),
+    "semicolons": ("image;hair;eyes\n0.png;aqua;red\n1.png;blue;green, blue\n", HAIR_EYES),
+    "tabs": ("image\thair\teyes\n0.png\taqua\tred\n1.png\tblue\tgreen\n", HAIR_EYES),
+    "spaces around cells": ("image, hair , eyes\n0.png , aqua, red\n1.png, blue, green\n", HAIR_EYES),
+    "quoted cells": ('"image","hair","eyes"\n"0.png","aqua","red"\n"1.png", "blue", "green"\n', HAIR_EYES),
+    "a separator at the end": ("image,hair,eyes,\n0.png,aqua,red,\n1.png,blue,green,\n", HAIR_EYES),
+    "the image in another column": ("hair,eyes,img_path\naqua,red,0.png\nblue,green,1.png\n", HAIR_EYES),
+    "the first column": ("frame,hair,eyes\n0.png,aqua,red\n1.png,blue,green\n", HAIR_EYES),
+    "numbers as classes": ("image,label\n0.png,7\n1.png,2\n", [("label", "7")]),
+    "pandas' numbers": ("image,Bald,Young\n0.png,0.0,1.0\n1.png,1.0,nan\n2.png,1.0,0.0\n", CELEBA),
+    "true and false": ("image,Bald,Young\n0.png,False,TRUE\n1.png,True,false\n", CELEBA),
+    "Yes and n": ("image,Bald,Young\n0.png,No,y\n1.png,Yes,n\n", CELEBA),
+    "a table of one attribute": ("2\nSmiling\n0.png 1\n1.png 0\n", [("Smiling", "yes")]),
+    "an index by pandas": (",hair,eyes\n0.png,aqua,red\n1.png,blue,green\n", HAIR_EYES),
+    "an index by pandas beside a name": (",image,hair\n7,0.png,aqua\n9,1.png,blue\n", [("hair", "aqua")]),
+    "ids with a point": ("image_id,hair\n0.0,aqua\n1.0,blue\n", [("hair", "aqua")]),
+    "JSON with empty words": ('{"image": "0.png", "hair": ""}\n{"image": "1.png", "hair": "red"}\n', []),
+    "id and name": ("id,name,hair\n0,first,aqua\n1,second,blue\n", [("hair", "aqua")]),
+    "commas without spaces": ("0,1girl,aqua hair,red eyes;smile\n1,blue hair\n", HAIR_EYES),
+    "underscores": ("0,aqua_hair red_eyes\n1,blue_hair\n", HAIR_EYES),
+    "no colour in the first row": ("0,smile\n1,aqua hair red eyes\n", ["smile"]),
+    "an empty first row": ("0,\n1,aqua hair red eyes\n", [""]),
+    "a column that says nothing": ("image,hair,eyes,source\n0.png,aqua,red,web\n1.png,blue,green,web\n", HAIR_EYES),
+    "JSON lines": ('{"file_name": "0.png", "hair": "aqua", "eyes": "red"}\n{"file_name": "1.png", "hair": null, "eyes": "blue"}\n{"hair": "red"}\n', HAIR_EYES),
+    "JSON captions": ('{"text": "a face", "file_name": "0.png"}\n{"file_name": "1.png"}\n', ["a face"]),
+    "JSON that begins late": ('{"file_name": "0.png"}\n{"file_name": "1.png", "text": "a face"}\n', []),
+    "JSON lists": ('{"image": "0.png", "captions": ["a face", "a head"]}\n{"image": 1, "captions": []}\n', ["a face", "a head"]),
+    "JSON numbers and booleans": ('{"id": 0, "smile": true, "hat": 1}\n{"id": 1, "smile": false, "hat": 0}\n', [("smile", "yes"), ("hat", "yes")]),
 }  # fmt: skip
 
 
@@ -57,36 +118,62 @@ def test_formats(tmp_path, name):
     """Catches a reader that wants a suffix, a header, a last newline, single spaces, or that splits captions at commas."""
     content, expected = FORMATS[name]
     rows = read(tmp_path, content)
-    assert len(rows) == 2 and rows[0][0].removesuffix(".png") == "0" and rows[1][0].removesuffix(".png") == "1"
+    assert len(rows) >= 2 and rows[0][0].removesuffix(".png") == "0" and rows[1][0].removesuffix(".png") == "1"
     assert rows[0][1] == expected
 
 
-def test_groups_of_one_hot_columns(tmp_path):
-    """Catches groups that do not exclude each other: with_glasses and with_hat, or all columns without a line between."""
-    names = "with_glasses without_glasses with_hat without_hat"
-    assert read(tmp_path, f"1\n{names}\n0.png 1 0 0 1\n") == [("0.png", [("glasses", "with"), ("hat", "without")])]
-    rows = read(tmp_path, "image,Bald,Young\n0.png,1,1\n1.png,0,1\n")
-    assert [dict(label) for _, label in rows] == [{"Bald": "yes", "Young": "yes"}, {"Bald": "no", "Young": "yes"}]
+# columns and rows of 0/1 -> what the first row says
+ONE_HOT = {
+    "shared ends": ("with_glasses without_glasses with_hat without_hat", ["1 0 0 1"], [("glasses", "with"), ("hat", "without")]),
+    "shared beginnings": ("hair_red hair_blue", ["1 0", "0 1"], [("hair", "red")]),
+    "names of their own": ("Bald Young", ["1 1", "0 0"], [("Bald", "yes"), ("Young", "yes")]),
+    "a lone column": ("Bald hair_red hair_blue", ["0 1 0", "1 0 1"], [("Bald", "no"), ("hair", "red")]),
+    "a lone column that is always set": ("Is_Bald hair_red hair_blue", ["1 1 0", "1 0 1"], [("hair", "red")]),
+    "both in some row": ("Big_Lips Big_Nose", ["1 0", "1 1", "0 1"], [("Big_Lips", "yes"), ("Big_Nose", "no")]),
+    "none in some row": ("Big_Lips Big_Nose", ["1 0", "0 0", "0 1"], [("Big_Lips", "yes"), ("Big_Nose", "no")]),
+    "shared ends of words": ("Black_Hair Blond_Hair Bald", ["0 1 1", "1 0 0"], [("Hair", "Blond"), ("Bald", "yes")]),
+    "columns of two groups": ("red_hair blue_hair red_eyes blue_eyes", ["1 0 0 1", "0 1 1 0"], [("red", "hair"), ("blue", "eyes")]),
+    "ends where beginnings do not fit": ("red_hair blue_hair red_eyes blue_eyes", ["1 0 1 0", "1 0 0 1", "0 1 1 0"], [("hair", "red"), ("eyes", "red")]),
+    "none and both": ("Big_Lips Big_Nose", ["1 0", "0 0", "1 1"], [("Big_Lips", "yes"), ("Big_Nose", "no")]),
+}  # fmt: skip
 
 
-def test_lone_columns_of_0_and_1_are_yes_or_no(tmp_path):
-    """Catches a group of one value, which every image would either have or lack."""
-    rows = read(tmp_path, "2\nBald hair_red hair_blue\n0.png 0 1 0\n1.png 1 0 0\n")
-    assert rows == [("0.png", [("Bald", "no"), ("hair", "red")]), ("1.png", [("Bald", "yes")])]
+@pytest.mark.parametrize("case", ONE_HOT)
+def test_columns_of_0_and_1_are_one_group_only_where_the_data_say_so(tmp_path, case):
+    """Catches groups that do not exclude each other (Big_Lips and Big_Nose), groups of one value, and a decision in silence."""
+    names, rows, expected = ONE_HOT[case]
+    table = f"{len(rows)}\n{names}\n" + "".join(f"{i}.png {row}\n" for i, row in enumerate(rows))
+    comma = f"image,{names.replace(' ', ',')}\n" + "".join(
+        f"{i}.png,{row.replace(' ', ',')}\n" for i, row in enumerate(rows)
+    )
+    for content in (table, comma):
+        found = source(tmp_path, content)
+        assert found.rows[0].image == "0.png" and found.rows[0].values == expected
+        assert any("Big_Lips" in note and "Big_Nose" in note for note in found.notes) == ("Big" in names)
 
 
 def test_columns_of_minus_1_and_1_are_each_a_group(tmp_path):
     """Catches CelebA's columns joined by their names: a person may wear a hat and lipstick, or have neither black nor blond hair."""
     names = "Wearing_Hat Wearing_Lipstick Black_Hair Blond_Hair with_hat without_hat"
-    rows = read(tmp_path, f"1\n{names}\n0.png 1 1 -1 -1 1 -1\n")
+    rows = read(tmp_path, f"2\n{names}\n0.png 1 1 -1 -1 1 -1\n1.png -1 -1 1 1 -1 1\n")
     values = ["yes", "yes", "no", "no", "yes", "no"]
-    assert rows == [("0.png", list(zip(names.split(), values, strict=True)))]
+    assert rows[0] == ("0.png", list(zip(names.split(), values, strict=True)))
 
 
 def test_test_lists(tmp_path):
-    """Catches rows without file names taken for broken ones, and ids that must be numbers."""
-    assert read(tmp_path, f"2\n{TABLE}\n1 0 0 1\n0 1 1 0\n")[0] == ("", ATTRIBUTES)
+    """Catches rows without file names taken for broken ones, ids that must be numbers, and groups decided by the list itself."""
+    groups = {"hair": ["blue", "red"], "glasses": ["with", "without"]}
+    assert read(tmp_path, f"2\n{TABLE}\n1 0 0 1\n0 1 1 0\n", groups)[0] == ("", ATTRIBUTES)
+    assert read(tmp_path, f"1\n{TABLE}\n1 0 0 0\n", groups) == [("", [("hair", "red")])]
     assert read(tmp_path, "early,red hair green eyes")[0][0] == "early"
+    for content in (
+        "hair,glasses\nred,without\n",
+        '{"hair": "red", "glasses": "without"}',
+        TABLE.replace(" ", ",") + "\n1,0,0,1\n",
+    ):
+        assert read(tmp_path, content, groups) == [("", ATTRIBUTES)]
+    assert read(tmp_path, "image,label\n0,1\n1,0\n", {"label": ["0", "1", "2"]})[0] == ("0", [("label", "1")])
+    assert read(tmp_path, "image,smile\n0,1\n1,1\n", {"smile": ["no", "yes"]})[0] == ("0", [("smile", "yes")])
 
 
 BROKEN = {
@@ -94,9 +181,18 @@ BROKEN = {
     f"2\n{TABLE}\n0.png 1 0 0 1\n1.png 1 0 0\n2.png 1 0\n": "line 4",
     f"2\n{TABLE}\n0.png 1 0 0 2\n": "line 3",
     "2\nBald Young\n0.png -1 1\n1.png 0 1\n": "line 4",
+    "image,Bald,Young\n0.png,-1,1\n1.png,1,1\n2.png,0,1\n": "line 4",
     "image,caption\n0.png,a face, blue eyes\n": "line 2",
     "image,Bald,Young\n0.png,1\n": "line 2",
+    '{"image": "0.png", "a": [0, -1]}\n{"image": "1.png", "a": 1}\n': "line 1",
+    "2\n\n0.png 1\n": "no rows",
+    "\nimage,class\n0.png,cat\n": "line 1 is empty",
     'image,caption\n0.png,"a face\n1.png,b\n': "line 4",
+    '{"file_name": "0.png", "text": "a"}\n{"file_name": "1.png"\n': "line 2",
+    '{"file_name": "0.png", "text": "a"}\n["1.png"]\n': "line 2",
+    "0.png,cat\n1.png,dog\n": "no header",
+    "0,cat\n1,dog\n": "no header",
+    "image,hair,hair\n0.png,red,blue\n": "two columns",
 }
 
 
@@ -108,79 +204,197 @@ def test_broken_lines_are_named(tmp_path, capsys, content):
 
 
 def test_what_is_no_label_file(tmp_path, capsys):
-    for content in ("", "hello\nworld\n", "torch==2\nnumpy\n", f"2\n{TABLE}\n"):
+    for content in ("", "hello\nworld\n", "torch==2\nnumpy\n", f"2\n{TABLE}\n", "image,caption\n"):
         with refused(capsys, 2, "labels.txt", "image,caption"):
             read(tmp_path, content)
     with refused(capsys, 2, "labels.txt", "UTF-8"):
         read(tmp_path, b"0,\xff hair\n")
-    with refused(capsys, 2, "nothing.csv", "FileNotFoundError"):
+    with refused(capsys, 2, "nothing.csv", "No such file"):
         labels.read_labels(str(tmp_path / "nothing.csv"))
 
 
-def test_the_one_candidate_is_found(tmp_path, capsys):
-    """Catches a guess among several files, and any CSV taken for labels."""
-    images = tmp_path / "all/images"
-    images.mkdir(parents=True)
-    with refused(capsys, 2, "no label file", "--path"):
-        labels.find_labels(args(images))
-    (images.parent / "results.csv").write_text("experiment,score\n1,2\n")
-    (images.parent / "requirements.txt").write_text("torch\nnumpy\n")
-    (images.parent / "TAGS.csv").write_text("0,aqua hair red eyes\n")
-    assert labels.find_labels(args(images)) == str((images.parent / "TAGS.csv").resolve())
-    (images / "list.txt").write_text(f"1\n{TABLE}\n0.png 1 0 0 1\n")
-    with refused(capsys, 2, "several", "TAGS.csv", "list.txt", "--labels"):
-        labels.find_labels(args(images))
-    assert labels.find_labels(args(images, labels="x.csv")) == "x.csv"
-    (images / "list.txt").unlink()
-    for content in (
-        b"\xef\xbb\xbf0,aqua hair red eyes\n",
-        b"\xef\xbb\xbfimage,caption\n0.png,a face\n",
-    ):  # as Excel saves it
-        (images.parent / "TAGS.csv").write_bytes(content)
-        assert labels.find_labels(args(images)).endswith("TAGS.csv")
-    (images / "folder.csv").mkdir()
-    (images / "gone.txt").symlink_to("nowhere")
-    assert labels.find_labels(args(images)).endswith("TAGS.csv")
+def test_columns_without_use_are_named(tmp_path):
+    """Catches a class for each image (file sizes, ids), and a group of one value, in silence."""
+    rows = [f"{i}.png,{i * 37 % 101},web,{'1' if i < 9 else ''},{'cat' if i % 2 else 'dog'}\n" for i in range(30)]
+    found = source(tmp_path, "image,bytes,source,flag,animal\n" + "".join(rows))
+    assert found.rows[1].values == [("animal", "cat")]
+    assert all(
+        f"column {name} left out" in note for name, note in zip(("bytes", "source", "flag"), found.notes, strict=True)
+    )
 
 
-def test_matching(tmp_path, capsys):
+def test_unknown_colours_are_said(tmp_path, capsys):
+    """Catches violet hair that vanishes among ignored tags, at its count; what stands beside a known colour is no loss."""
+    found = source(tmp_path, "0,violet hair red eyes\n1,violet hair\n2,long blue hair golden eyes\n")
+    assert found.unknown == {"violet hair": 2, "golden eyes": 1}
+    assert "violet hair 2, golden eyes 1" in found.notes[0]
+    counted = source(tmp_path, "0,violet hair:3\tred eyes:9\t\n1,long hair:4\taqua hair:3\t\n")
+    assert counted.unknown == {"violet hair": 1}
+
+
+CANDIDATES = {  # files inside (images/...) and next to the folder -> the one that is taken, or parts of the refusal
+    "one": ({"TAGS.csv": "0,aqua hair red eyes\n"}, "TAGS.csv"),
+    "as Excel saves it": ({"TAGS.csv": b"\xef\xbb\xbf0,aqua hair red eyes\n"}, "TAGS.csv"),
+    "captions as Excel saves them": ({"TAGS.csv": b"\xef\xbb\xbfimage,caption\n0.png,a face\n"}, "TAGS.csv"),
+    "UTF-16 with tabs": ({"a.txt": "\ufeffimage\tcaption\n0.png\ta face\n".encode("utf-16-le")}, "a.txt"),
+    "beside other tables": ({"results.csv": "experiment,score\n1,2\n", "requirements.txt": "torch\nnumpy\n", "t.csv": "0,red hair\n"}, "t.csv"),
+    "beside those of other images": ({"old.csv": "image,class\nother.png,cat\n", "images/new.csv": "image,class\n1.png,cat\n"}, "images/new.csv"),
+    "metadata.jsonl": ({"images/metadata.jsonl": '{"file_name": "0.png", "text": "a"}\n'}, "images/metadata.jsonl"),
+    "JSON whose first key is the image": ({"x.jsonl": '{"img": "0.png", "hair": "red"}\n'}, "x.jsonl"),
+    "an image named image": ({"x.csv": "image,class\n0.png,cat\n"}, "x.csv"),
+    "a table of names with spaces": ({"list.txt": "2\na b\nmy photo.png 0 1\n0.png 1 0\n"}, "list.txt"),
+    "in capitals": ({"LIST.CSV": "image,class\n0.png,cat\n"}, "LIST.CSV"),
+    "an unreadable one beside it": ({"x.txt": b"\xff\x00\x81", "t.csv": "0,red hair\n"}, "t.csv"),
+    "two": ({"TAGS.csv": "0,aqua hair\n", "images/list.txt": f"1\n{TABLE}\n0.png 1 0 0 1\n"}, ("several", "TAGS.csv", "list.txt", "--labels")),
+    "none": ({"results.csv": "experiment,score\n1,2\n"}, ("no label file", "--path", "--labels")),
+    "none of these images": ({"old.csv": "image,class\nother.png,cat\n"}, ("no label file", "--path")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CANDIDATES)
+def test_the_one_candidate_is_found(tmp_path, capsys, case):
+    """Catches a guess among several files, any CSV taken for labels, and those of other images."""
+    files, expected = CANDIDATES[case]
+    (tmp_path / "images").mkdir()
+    write(tmp_path, files)
+    (tmp_path / "images/folder.csv").mkdir()
+    (tmp_path / "images/gone.txt").symlink_to("nowhere")
+    a = args(tmp_path / "images")
+    if isinstance(expected, tuple):
+        with refused(capsys, 2, *expected):
+            labels.find_source(a, NAMES, IMAGES)
+        return
+    assert labels.find_source(a, NAMES, IMAGES).where == a.labels == str((tmp_path / expected).resolve())
+    assert ("x.txt" in capsys.readouterr().err) == ("x.txt" in files)
+    write(tmp_path, {"images/later.csv": "image,class\n0.png,cat\n"})  # no matter to a run that is resumed
+    assert labels.find_source(a, NAMES, IMAGES).where == str((tmp_path / expected).resolve())
+
+
+def test_only_the_beginning_of_a_file_is_read(tmp_path):
+    """Catches 600 MB of text beside the images that are read at every start; the file has a hole, which takes no room."""
+    (tmp_path / "images").mkdir()
+    write(tmp_path, {"t.csv": "0,red hair\n", "log.txt": "x" * 100_000})
+    with open(tmp_path / "huge.txt", "wb") as file:
+        file.truncate(1 << 40)
+    assert labels.find_file(args(tmp_path / "images"), IMAGES).endswith("t.csv")
+
+
+def rows_of(tmp_path, content: str, names: list[str], name="tags.csv"):
+    write(tmp_path, {name: content})
+    a = args(tmp_path, labels=str(tmp_path / name))
+    rows, found = labels.load_labels(a, names)
+    return {names[i]: label[0][1] for i, label in zip(rows, found, strict=True)}, a.found["labels"]
+
+
+MATCHES = {  # rows, names of images -> {image: class}
+    "names, ids and paths": ("2,red\n7,blue\n0.png,aqua\nsub/1.jpg,pink", ["0.png", "2.webp", "3.png", "sub/1.jpg"], {"0.png": "aqua", "2.webp": "red", "sub/1.jpg": "pink"}),
+    "a path before a name": ("0.png,red\nb/0.png,blue", ["0.png", "b/0.png"], {"0.png": "red", "b/0.png": "blue"}),
+    "the name of the one image": ("0.png,red\n1,blue", ["a/0.png", "b/1.png"], {"a/0.png": "red", "b/1.png": "blue"}),
+    "several dots": ("a,red\na.1,blue\na.2.png,aqua", ["a.1.png", "a.2.png", "a.3.png", "a.png"], {"a.1.png": "blue", "a.2.png": "aqua", "a.png": "red"}),
+    "backslashes": ("a\\0.png,red\nb\\0.png,blue", ["a/0.png", "b/0.png"], {"a/0.png": "red", "b/0.png": "blue"}),
+    "./ in front": ("./0.png,red\n./a/1.png,blue", ["0.png", "a/1.png"], {"0.png": "red", "a/1.png": "blue"}),
+    "the folder in front": ("{last}/0.png,red\n{path}/1.png,blue", ["0.png", "1.png"], {"0.png": "red", "1.png": "blue"}),
+    "through a link": ("{link}/0.png,red\n1.png,blue", ["0.png", "1.png"], {"0.png": "red", "1.png": "blue"}),
+    "another folder in front": ("0.png,red\n1.png,blue\nother/2.png,aqua", ["0.png", "1.png", "2.png"], {"0.png": "red", "1.png": "blue"}),
+    "accents in two ways": (unicodedata.normalize("NFC", "é.png,red\nñ.png,blue"), [unicodedata.normalize("NFD", name) for name in ("é.png", "ñ.png")], {unicodedata.normalize("NFD", "é.png"): "red", unicodedata.normalize("NFD", "ñ.png"): "blue"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MATCHES)
+def test_matching(tmp_path, capsys, case):
     """Catches labels taken in the order of rows, misses that nobody hears of, and names that differ by folder or suffix."""
-    (tmp_path / "tags.csv").write_text("2,red hair\n7,blue hair\n0.png,aqua hair\nsub/1.jpg,pink hair\n")
-    names = ["0.png", "2.webp", "3.png", "sub/1.jpg"]
-    rows, found = labels.load_labels(args(tmp_path), names)
-    assert rows.tolist() == [0, 1, 3]
-    assert found == [[("hair", "aqua")], [("hair", "red")], [("hair", "pink")]]
+    rows, names, expected = MATCHES[case]
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    rows = (
+        rows.replace("{link}", str(tmp_path / "link")).replace("{last}", tmp_path.name).replace("{path}", str(tmp_path))
+    )
+    path = tmp_path / "link" if "link" in case else tmp_path
+    found, said = rows_of(path, f"image,class\n{rows}\n", names)
+    assert found == expected and list(found) == sorted(expected)
+    lost = len(rows.splitlines()) - len(expected)
+    assert (said["images"], said["images_without_label"], said["rows_without_image"]) == (
+        len(expected),
+        len(names) - len(expected),
+        lost,
+    )
     message = capsys.readouterr().err
-    assert "1 images without a label" in message and "1 of its rows" in message
-    rows, found = labels.load_labels(
-        args(tmp_path), ["0.png", "2.webp", "sub/1.jpg"]
-    )  # all have one: a row is left over
-    message = capsys.readouterr().err
-    assert len(rows) == 3 and "0 images without a label" in message and "1 of its rows" in message
-    labels.load_labels(args(tmp_path), ["0.png", "2.webp", "sub/1.jpg", "7.gif"])
-    assert capsys.readouterr().err == ""  # nothing is left out, and nothing said
-    labels.load_labels(args(tmp_path), ["a/0.png", "b/0.png", "2.png", "7.png"])  # two images share a row
-    assert "0 images without a label" in (message := capsys.readouterr().err) and "1 of its rows" in message
-    with refused(capsys, 2, "labels 0 images", "tags.csv"):
-        labels.load_labels(args(tmp_path), ["a.png", "b.png"])
+    assert f"labels: {len(expected)} of {len(names)} images" in message and str(path / "tags.csv") in message
+    assert (f"left out: {len(names) - len(expected)} images without a label, {lost} labels" in message) == (
+        len(names) > len(expected) or lost > 0
+    )
 
 
-def test_names_with_several_dots(tmp_path):
-    """Catches a name that is cut at its first dot: a.1.png and a.2.png are two images."""
-    (tmp_path / "tags.csv").write_text("a,red hair\na.1,blue hair\na.2.png,aqua hair\n")
-    rows, found = labels.load_labels(args(tmp_path), ["a.1.png", "a.2.png", "a.3.png", "a.png"])
-    assert rows.tolist() == [0, 1, 3]
-    assert [label[0][1] for label in found] == ["blue", "aqua", "red"]
+AMBIGUOUS = {
+    "a name in two folders": ("0.png,cat", ["a/0.png", "b/0.png"], ("'0.png'", "'a/0.png'", "'b/0.png'")),
+    "a stem in two folders": ("0,cat", ["a/0.png", "b/0.png"], ("'0'", "'a/0.png'", "'b/0.png'")),
+    "two suffixes": ("0,cat", ["0.jpg", "0.png"], ("'0'", "'0.jpg'", "'0.png'")),
+    "two suffixes in a folder": ("a/0,cat", ["a/0.jpg", "a/0.png"], ("'a/0'", "'a/0.jpg'", "'a/0.png'")),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_a_name_that_two_images_have_is_an_error(tmp_path, capsys, case):
+    """Catches both images labelled alike, or the first of them, where the row may mean the other."""
+    row, names, parts = AMBIGUOUS[case]
+    with refused(capsys, 2, "tags.csv", *parts):
+        rows_of(tmp_path, f"image,class\nelsewhere,dog\n{row}\n", names)
+
+
+def test_too_few_labels(tmp_path, capsys):
+    with refused(capsys, 2, "labels 0 images", "tags.csv", "names '0.png'", "image is 'a.png'"):
+        rows_of(tmp_path, "image,class\n0.png,cat\n1.png,dog\n", ["a.png", "b.png"])
 
 
 def test_label_files_next_to_a_folder_that_is_named_otherwise(tmp_path, monkeypatch):
     """Catches a parent folder that is taken from the name: "." and links have another one."""
-    (tmp_path / "data/images").mkdir(parents=True)
-    (tmp_path / "data/tags.csv").write_text("0,aqua hair red eyes\n")
+    write(tmp_path, {"data/images/x": "", "data/tags.csv": "0,aqua hair red eyes\n"})
     (tmp_path / "link").symlink_to("data/images", target_is_directory=True)
     monkeypatch.chdir(tmp_path / "data/images")
     for path in (".", str(tmp_path / "link"), "../images"):
-        assert labels.find_labels(args(path)) == str((tmp_path / "data/tags.csv").resolve())
+        assert labels.find_file(args(path), IMAGES) == str((tmp_path / "data/tags.csv").resolve())
+
+
+def test_folders_are_classes(tmp_path, capsys):
+    """Catches deeper folders taken for classes, images beside the folders that get one, and a single class."""
+    names = ["cat/1.png", "cat/old/2.png", "dog/1.png", "top.png"]
+    a = args(tmp_path)
+    rows, found = labels.load_labels(a, names)
+    assert rows.tolist() == [0, 1, 2] and found == [[("class", "cat")], [("class", "cat")], [("class", "dog")]]
+    assert a.labels == str(tmp_path) and a.found["labels"]["groups"] == {"class": {"cat": 2, "dog": 1}}
+    message = capsys.readouterr().err
+    assert (
+        "labels: 3 of 4 images" in message
+        and "class: cat 2, dog 1" in message
+        and "1 images without a label" in message
+    )
+    write(tmp_path, {"later.csv": "image,class\ntop.png,bird\nother.png,fish\n"})
+    assert len(labels.load_labels(a, names)[0]) == 3  # as at the start of a run that is resumed
+    assert labels.load_labels(args(tmp_path, batch=1), names)[1] == [[("class", "bird")]]  # a file comes first
+    assert labels.load_labels(args(tmp_path, labels=str(tmp_path)), names)[1] == found  # unless folders are asked for
+    assert labels.load_labels(args(tmp_path, labels=str(tmp_path)), names, text=True)[1] == [["cat"], ["cat"], ["dog"]]
+    write(tmp_path, {"none/x": ""})
+    with refused(capsys, 2, "no label file", "sub-folders"):
+        labels.load_labels(args(tmp_path / "none"), ["cat/1.png", "cat/2.png"])
+    for folder in ("x/train/cat", "x/train/dog", "x/val/cat", "x/val/dog"):
+        write(tmp_path, {f"{folder}/x": ""})
+    with refused(capsys, 2, "train, val all hold cat, dog", "x/train"):
+        labels.load_labels(
+            args(tmp_path / "x"), ["train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png"]
+        )
+    with refused(capsys, 2, "should it be --path", "x/train"):
+        labels.load_labels(args(tmp_path / "x"), ["train/cat/1.png", "train/dog/1.png"])
+    accents = [unicodedata.normalize("NFD", "é/1.png"), "e/b\\c.png", "\udcff.png", "e/\udcfe.png"]
+    assert labels.load_labels(args(tmp_path / "x"), accents)[0].tolist() == [0, 1, 3]
+    with refused(capsys, 2, str(tmp_path), "--labels", "not that of --path"):
+        labels.load_labels(args(tmp_path / "none", labels=str(tmp_path)), names)
+
+
+def test_a_label_file_that_is_gone(tmp_path, capsys):
+    """Catches another file that is taken in silence when that of the checkpoint, or of --labels, is not there."""
+    write(tmp_path, {"new/tags.csv": "0,aqua hair\n1,red hair\n"})
+    for resume in (False, True):
+        with refused(capsys, 2, "old/tags.csv", "No such file"):
+            labels.load_labels(args(tmp_path / "new", labels=str(tmp_path / "old/tags.csv"), resume=resume), NAMES)
 
 
 def test_text_and_attributes(tmp_path, capsys):
@@ -188,17 +402,59 @@ def test_text_and_attributes(tmp_path, capsys):
     (tmp_path / "tags.csv").write_text("0,red eyes:4\tred hair:1\t\n1,long hair:1\t\n2,blue hair:1\t\n")
     names = ["0.png", "1.png", "2.png"]
     rows, found = labels.load_labels(args(tmp_path), names, text=True)
-    assert found == ["red hair red eyes", "blue hair"] and rows.tolist() == [0, 2]
+    assert found == [["red hair red eyes"], ["blue hair"]] and rows.tolist() == [0, 2]
     assert "1 images without a label" in capsys.readouterr().err
     assert labels.load_labels(args(tmp_path), names)[1][1] == []
     (tmp_path / "tags.csv").write_text("image,caption\n0.png,a face\n1.png,two faces\n2.png,...\n")
     rows, found = labels.load_labels(args(tmp_path), names, text=True)
-    assert found == ["a face", "two faces"]
+    assert found == [["a face"], ["two faces"]]
     (tmp_path / "tags.csv").write_text("image,caption\n0.png,\n1.png,two faces\n2.png,three\n")  # an empty cell
     rows, found = labels.load_labels(args(tmp_path), names, text=True)
-    assert found == ["two faces", "three"] and rows.tolist() == [1, 2]
-    with refused(capsys, 2, "captions", "attributes", "cgan_text2img.py"):
+    assert found == [["two faces"], ["three"]] and rows.tolist() == [1, 2]
+    with refused(capsys, 2, "captions", "groups", "cgan_text2img.py"):
         labels.load_labels(args(tmp_path), names)
+
+
+# what labels say -> the captions of images 0 and 1; None: text-to-image refuses it
+CAPTIONS = {
+    "rows": ("image,caption\n0.png,a\n1.png,b\n0.png,c\n0.png,a\n", [["a", "c"], ["b"]]),
+    "columns": ("image,caption,text\n0.png,a,c\n1.png,b,\n", [["a", "c"], ["b"]]),
+    "beside groups": ("image,caption,hair\n0.png,a,red\n1.png,b,blue\n", [["a"], ["b"]]),
+    "words in columns": (
+        "image,hair,eyes\n0.png,red,blue\n1.png,aqua,\n2.png,aqua,red\n",
+        [["red hair blue eyes"], ["aqua hair"]],
+    ),
+    "classes": ("image,class\n0.png,golden retriever\n1.png,cat\n", [["golden retriever"], ["cat"]]),
+    "Hindi and Chinese": ("image,caption\n0.png,नीले बाल\n1.png,藍髮\n", [["नीले बाल"], ["藍髮"]]),
+    "words beside tags": ("0,a girl with red hair smiling\n1,smile\n", [["a girl with red hair smiling"], ["smile"]]),
+    "numbers": ("image,Smiling\n0.png,2\n1.png,7\n", None),
+    "true and false": ("image,Smiling\n0.png,True\n1.png,False\n", None),
+    "yes and no": ("image,Smiling\n0.png,1\n1.png,-1\n", None),
+    "0 and 1": ("image,Smiling,Bald\n0.png,1,0\n1.png,0,1\n", None),
+}
+
+
+@pytest.mark.parametrize("case", CAPTIONS)
+def test_captions(tmp_path, capsys, case):
+    """Catches the last of several captions that wins, a caption twice, and text-to-image that trains on the word 1."""
+    content, expected = CAPTIONS[case]
+    write(tmp_path, {"x.csv": content})
+    a = args(tmp_path, labels=str(tmp_path / "x.csv"), script="cgan_text2img")
+    if expected is None:
+        with refused(capsys, 2, "x.csv", "words", "acgan.py"):
+            labels.load_labels(a, NAMES, text=True)
+        assert len(labels.load_labels(a, NAMES)[0]) == 2
+        return
+    assert labels.load_labels(a, NAMES, text=True)[1] == expected
+    assert a.found["labels"]["captions"] == sum(len(some) for some in expected)
+
+
+def test_two_values_of_a_group_are_said(tmp_path, capsys):
+    """Catches the last of two rows that wins where they contradict each other; two that agree are one."""
+    write(tmp_path, {"x.csv": "image,hair\n0.png,red\n0.png,blue\n1.png,red\n1.png,red\n"})
+    found = labels.load_labels(args(tmp_path, labels=str(tmp_path / "x.csv")), NAMES)[1]
+    assert found == [[("hair", "red"), ("hair", "blue")], [("hair", "red")]]
+    assert "1 images have several values" in capsys.readouterr().err
 
 
 def test_built_in_labels_are_those_of_the_faces(capsys):
@@ -209,7 +465,7 @@ def test_built_in_labels_are_those_of_the_faces(capsys):
     assert all(dict(label) == faces.paint(0, i, 32)[1] for i, label in enumerate(found))
     captions = labels.load_labels(args(None), names, text=True)[1]
     look = faces.paint(0, 7, 32)[1]
-    assert captions[7] == f"{look['hair']} hair {look['eyes']} eyes"
+    assert captions[7] == [f"{look['hair']} hair {look['eyes']} eyes"]
     with refused(capsys, 2, "--labels", "--path"):
         labels.load_labels(args(None, labels="tags.csv"), names)
 
@@ -217,19 +473,36 @@ def test_built_in_labels_are_those_of_the_faces(capsys):
 @needs_shared
 def test_shared_files_agree():
     """The five files of one set of faces tell the same colours."""
-    tags = dict(labels.read_labels(str(SHARED / "tags.csv")))
-    clean = dict(labels.read_labels(str(SHARED / "tags_clean.csv")))
-    captions = dict(labels.read_labels(str(SHARED / "captions.csv")))
-    table = dict(labels.read_labels(str(SHARED / "cartoon_attr.txt")))
-    celeba = dict(labels.read_labels(str(SHARED / "list_attr_celeba.txt")))
+
+    def rows(file: str) -> dict:
+        return {row.image: row for row in labels.read_labels(str(SHARED / file)).rows}
+
+    tags, clean, captions = rows("tags.csv"), rows("tags_clean.csv"), rows("captions.csv")
+    table, celeba = rows("cartoon_attr.txt"), rows("list_attr_celeba.txt")
     assert len(tags) == len(clean) == len(captions) == len(table) == len(celeba) == 4000
-    assert sum(not label for label in clean.values()) == 37
+    assert sum(not row.values for row in clean.values()) == 37
     for i in map(str, range(4000)):
-        hair, eyes = tags[i][0][1], tags[i][1][1]
-        assert set(clean[i]) <= set(tags[i]) and f"{hair} hair, {eyes} eyes" in captions[f"{i}.png"]
-        assert dict(table[f"{i}.png"])["hair"] == hair and dict(table[f"{i}.png"])["eye"] == eyes
-        yes = {name for name, value in celeba[f"{i}.png"] if value == "yes"}
-        assert f"hair_{hair}" in yes and f"eye_{eyes}" in yes and len(celeba[f"{i}.png"]) == 28
+        hair, eyes = tags[i].values[0][1], tags[i].values[1][1]
+        assert set(clean[i].values) <= set(tags[i].values)
+        assert f"{hair} hair, {eyes} eyes" in captions[f"{i}.png"].captions[0]
+        assert labels.tags(captions[f"{i}.png"].captions[0]) == tags[i].values
+        values = dict(table[f"{i}.png"].values)
+        assert values["hair"] == hair and values["eye"] == eyes and values.keys() == {"hair", "eye", "face", "glasses"}
+        yes = {name for name, value in celeba[f"{i}.png"].values if value == "yes"}
+        assert f"hair_{hair}" in yes and f"eye_{eyes}" in yes and len(celeba[f"{i}.png"].values) == 28
+
+
+@needs_shared
+def test_tagged_faces():
+    """The real tag list of the real faces: two images have no row."""
+    a = args(SHARED / "tagged/images")
+    names = sorted(file.name for file in (SHARED / "tagged/images").iterdir())
+    found = labels.load_labels(a, names)[1]
+    said = a.found["labels"]
+    assert said["source"].endswith("tagged/tags.csv") and said["images_without_label"] == 2 and not said["notes"]
+    assert [len(said["groups"][group]) for group in ("eyes", "hair")] == [10, 12] and all(
+        len(label) == 2 for label in found
+    )
 
 
 def test_batches_keep_images_and_labels_together():

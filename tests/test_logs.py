@@ -84,6 +84,7 @@ def by_hand(out, images: np.ndarray, sample, **flags):
     """A Run on given images whose samples are `sample()`, without any network."""
     args = {"out": str(out), "steps": 100, "log_every": 1, "save_every": 1, "keep": 1, "batch": 4, "seed": 0}
     args |= {"device": "cpu", "flip": False, "script": "dcgan"}
+    args |= {"sample": None, "resume": True, "checkpoint": f"{out}/last.pt"}  # may go on in a folder that holds a run
     args = argparse.Namespace(**(args | flags))
     return common.Run(args, common.Batches(images, args, 0, 1), 0, sample, 0)
 
@@ -111,13 +112,16 @@ def test_diversity_is_the_ratio_of_mean_distances(tmp_path):
     assert abs(expected - squares) > 0.01 * expected
 
 
-def test_reals_that_are_all_alike_do_not_stop_the_run(tmp_path):
-    images = np.full((8, 3, 4, 4), 9, np.uint8)
+@pytest.mark.parametrize("count", [8, 2])
+def test_reals_that_are_all_alike_do_not_stop_the_run(tmp_path, count):
+    """Catches a division by zero, and a diversity of 10^12 in the place of one that is not known."""
+    images = np.full((8, 3, 4, 4), 9, np.uint8)[:count].repeat(8 // count, 0)
     with by_hand(tmp_path / "a", images, lambda: torch.rand(64, 3, 4, 4)) as the_run:
         for _ in the_run.steps():
             the_run.log({"loss_D": torch.tensor(1.0)})
             break
-    assert len(rows_of(tmp_path / "a")) == 1
+    (row,) = rows_of(tmp_path / "a")
+    assert row["diversity"] == "nan" and row["loss_D"] == "1"
 
 
 def test_speed_and_epoch(tmp_path, monkeypatch):

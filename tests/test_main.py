@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ OWN = {
     "sample_mode",
 }  # of each start, given again or by default
 OWN |= {"sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
-DERIVED = {"script", "preset", "autocast"}  # of no flag
+DERIVED = {"script", "preset", "autocast", "found"}  # of no flag
 
 
 def other(value):
@@ -277,14 +278,42 @@ def test_a_checkpoint_holds_the_flags_as_they_were_given(any_script, images, tmp
     flags = [*tiny(any_script), "--path", str(images), "--out", str(tmp_path / "a"), "--steps", "1", "--seed", "3"]
     expected = vars(module(any_script).parse_args(flags))
     module(any_script).main(flags)
-    settled = {"autocast", "groups", "words", "text_dim", "captions"}  # of the machine and of the labels
+    settled = {
+        "autocast",
+        "groups",
+        "words",
+        "text_dim",
+        "captions",
+        "found",
+    }  # of the machine, the labels and the images
     saved = torch.load(tmp_path / "a/last.pt", weights_only=True)["args"]
+    if any_script in ("acgan", "cgan_text2img"):  # the labels that were found, so that --resume takes no others
+        expected["labels"] = str(images / "tags.csv")
     assert {k: v for k, v in saved.items() if k not in settled} == {
         k: v for k, v in expected.items() if k not in settled
     }
     if any_script == "cyclegan":
         state = module(any_script).main(["--resume", "--out", str(tmp_path / "a"), "--steps", "2", "--size", "32"])
         assert state["data"].images.shape[-1] == 32 * 286 // 256
+
+
+def test_what_was_found_is_kept_with_the_run(any_script, images, tmp_path):
+    """Catches an args.json that does not say on how many images, of how many files, a run was trained; and one that --resume does not bring up to date."""
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    folders = [data / "trainA", data / "trainB"] if any_script == "cyclegan" else [data]
+    run(any_script, data, tmp_path / "a", "--steps", "1")
+    for start in range(2):
+        found = json.loads((tmp_path / "a/args.json").read_text())["found"]
+        assert torch.load(tmp_path / "a/last.pt", weights_only=True)["args"]["found"] == found
+        for folder in folders:
+            count = len(list(folder.rglob("*.png")))
+            about = found[str(folder)]
+            assert about["images"] == count and about["files"] == len(list(folder.iterdir())), about
+            assert about["left_out"].get("files that cannot be read", 0) == (start and folder == folders[0])
+        if not start:
+            (folders[0] / "damaged.tif").write_bytes(b"no image")
+            run(any_script, data, tmp_path / "a", "--steps", "2", "--resume")
 
 
 def test_a_checkpoint_of_a_card_is_resumed_on_a_cpu(any_script, images, tmp_path):
@@ -486,6 +515,7 @@ def test_mps_is_for_one_process(any_script, machine, monkeypatch):
 
 def data_args(path, cache, **flags) -> argparse.Namespace:
     defaults = {"out": "nowhere", "size": 16, "channels": 3, "batch": 1, "seed": 0, "flip": False, "device": "cpu"}
+    defaults |= {"fit": "crop", "found": {}}
     return argparse.Namespace(path=str(path), cache=str(cache), **(defaults | flags))
 
 
@@ -527,6 +557,10 @@ def test_only_the_first_process_of_all_speaks_and_writes(any_script, images, tmp
 def test_noise_and_data_are_those_of_the_rank(any_script, images, tmp_path, machine, monkeypatch):
     """Catches seeds or shards by LOCAL_RANK: two machines would train on the same images and noise."""
     m, seen = module(any_script), {}
+
+    class Enough(Exception):
+        pass
+
     train_step = m.train_step
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for rank in (0, 2):
@@ -534,13 +568,13 @@ def test_noise_and_data_are_those_of_the_rank(any_script, images, tmp_path, mach
 
         def spy(G, D, opt_G, opt_D, data, *rest, rank=rank):
             seen[rank] = (torch.initial_seed(), batch_of(data))
-            raise KeyboardInterrupt
+            raise Enough
 
         monkeypatch.setattr(m, "train_step", spy)
         monkeypatch.setattr(
             m, "setup", lambda args, rank=rank: vars(args).update(device="cpu", autocast=False) or (rank, 4)
         )
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Enough):
             m.main(
                 [
                     *tiny(any_script),

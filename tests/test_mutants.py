@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mutants_conditions
 import mutants_files
+import mutants_labels
 import mutants_networks
 import mutants_noise
 import pytest
@@ -20,7 +21,10 @@ RANK_MUTANTS = mutants_noise.RANK_MUTANTS
 
 # file, text, replacement, test, the script whose parameters the test takes
 CASES = [(script, *mutant[1:], script) for mutant in MUTANTS for script in mutant[0]]
-CASES += [(*mutant[:4], mutant[4] if len(mutant) > 4 else "dcgan") for mutant in mutants_files.MUTANTS]
+CASES += [
+    (*mutant[:4], mutant[4] if len(mutant) > 4 else "dcgan")
+    for mutant in mutants_files.MUTANTS + mutants_labels.MUTANTS
+]
 
 
 class Only:

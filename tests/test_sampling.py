@@ -271,8 +271,9 @@ def test_samples_without_labels_leave_no_table(script, folder, tmp_path):
     (out / "generated").mkdir()
     (out / "generated/labels.csv").write_text("image,hair\n00000.png,red\n")
     Image.new("RGB", (16, 16)).save(out / "generated/00009.png")
+    (out / "generated/.written").write_text("00009.png\0labels.csv")
     module(script).main(["--out", str(out), "--device", "cpu", "--sample", "2"])
-    assert sorted(file.name for file in (out / "generated").iterdir()) == ["00000.png", "00001.png"]
+    assert sorted(file.name for file in (out / "generated").iterdir()) == [".written", "00000.png", "00001.png"]
 
 
 def test_files_are_clipped_where_G_has_no_tanh(folder, tmp_path):

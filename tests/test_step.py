@@ -59,6 +59,8 @@ def toys(script="dcgan"):
     batches = [torch.rand(8, 3, 2, 2) * 2 - 1 for _ in range(20)]
     if script in ("acgan", "cgan_text2img"):
         batches = [(x, *condition(script, 8, settings(script))) for x in batches]
+    if script == "cgan_text2img":
+        batches = [(x, t[:, None]) for x, t in batches]  # one caption of each image
     if script == "acgan":
         batches[0][1][0, 0] = batches[0][1][3, 1] = -1  # labels that leave a group open
     return G, D, Spy("G", G, networks, notes), Spy("D", D, networks, notes), batches, notes
@@ -165,6 +167,7 @@ def acgan_by_hand(G, D, batches, args):
 def cgan_by_hand(G, D, batches, args):
     """Algorithm 1: a right pair, wrong ones and a generated one; the wrong ones weigh a half each."""
     (x, t), n = batches[0], 8
+    t = t[:, 0]
     other, mask = module("cgan_text2img").derange(t)
     assert mask.all()
     x_fake = G(torch.randn(n, 8), t)

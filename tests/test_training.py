@@ -295,7 +295,7 @@ def test_full_disk_keeps_the_last_checkpoint(folder, tmp_path, monkeypatch, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with refused(capsys, 1, "No space left", "intact"):
+    with refused(capsys, 1, "the disk is full", "intact"):
         run("dcgan", folder, tmp_path / "run", "--steps", "4", "--resume")
     assert (tmp_path / "run/last.pt").read_bytes() == before and not list((tmp_path / "run").rglob("*.tmp"))
 
