@@ -450,6 +450,10 @@ def setup(args) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
         common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+    if world > 1 and ":" in args.device:
+        common.fail(
+            f"--device {args.device} is one device for {world} processes: use --device cuda, to give each its own"
+        )
 
     if args.device == "auto":
         if torch.cuda.is_available():
@@ -561,6 +565,7 @@ def translate(args):
     """Write the images of --translate, translated, to --out; if that is a run's folder, to AtoB or BtoA in it."""
     G = authors_generator(args) if args.weights else trained_generator(args)
     G.to(args.device)
+    torch.backends.cudnn.benchmark = False  # images have many shapes, and each would be searched for its kernels
     # results stay apart from the files of a run
     out = args.out
     if os.path.exists(f"{out}/last.pt") or out == "runs/cyclegan":

@@ -349,6 +349,10 @@ def setup(args) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.batch % world:
         common.fail(f"--batch {args.batch} cannot be divided evenly among {world} processes: use a multiple of {world}")
+    if world > 1 and ":" in args.device:
+        common.fail(
+            f"--device {args.device} is one device for {world} processes: use --device cuda, to give each its own"
+        )
 
     if args.device == "auto":
         if torch.cuda.is_available():

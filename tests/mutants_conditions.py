@@ -71,4 +71,10 @@ MUTANTS = [
     # what is logged
     (A, '"class_real": class_real, "class_fake": class_fake', '"class_real": class_fake, "class_fake": class_real', "test_step.py::test_step_equals_the_algorithm_by_hand"),
     (Q, '"category": category, "numbers": numbers', '"category": category, "numbers": information', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    # devices
+    (Q, "args.codes, device=args.device)", "args.codes)", "test_devices.py::test_a_step_on_another_device"),
+    (T, "torch.randperm(len(t), device=t.device)", "torch.randperm(len(t))", "test_devices.py::test_a_step_with_another_default"),
+    (T, "torch.rand(len(t), device=t.device)", "torch.rand(len(t))", "test_devices.py::test_a_step_with_another_default"),
+    (A, "y.to(args.device).split(args.batch)", "y.split(args.batch)", "test_devices.py::test_samples_on_another_device"),
+    (T, "t[turns].to(args.device).split(args.batch)", "t[turns].split(args.batch)", "test_devices.py::test_samples_on_another_device"),
 ]  # fmt: skip

@@ -101,4 +101,9 @@ MUTANTS = [
     (R, "step(opt_D, loss_D + gamma / 2 * (r1 + r2))", "loss_D = loss_D + gamma / 2 * (r1 + r2)\n    step(opt_D, loss_D)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
     (F, '"reconstruction": reconstruction', '"reconstruction": 2 * reconstruction', "test_step.py::test_step_equals_the_algorithm_by_hand"),
     (Y, '"cycle": cycle,', '"cycle": args.cycle * cycle,', "test_cyclegan.py::test_step_equals_the_algorithm_by_hand"),
+    # devices
+    (F, "torch.empty(n, *shape, device=x.device)", "torch.empty(n, *shape)", "test_devices.py::test_a_step_on_another_device"),
+    (F, "torch.arange(s, device=x.device)", "torch.arange(s)", "test_devices.py::test_a_step_on_another_device"),
+    (R, "softplus(-(real - fake)).mean()", "softplus(-(real - fake) + torch.zeros(len(fake))).mean()", "test_devices.py::test_a_step_with_another_default"),
+    (Y, "    torch.backends.cudnn.benchmark = False  # images", "    # images", "test_devices.py::test_translations_do_not_search_for_kernels"),
 ]  # fmt: skip

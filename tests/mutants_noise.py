@@ -112,6 +112,14 @@ MUTANTS = [
     # what is logged
     (D + S, '"loss_D": loss_D.detach(), "loss_G": loss_G.detach()', '"loss_D": loss_G.detach(), "loss_G": loss_D.detach()', "test_step.py::test_step_equals_the_algorithm_by_hand"),
     (D, "            update_ema(G_ema, G, decay)\n            run.log(metrics)\n", "            run.log(metrics)\n            update_ema(G_ema, G, decay)\n", "test_logs.py::test_log_and_grid_see_the_same_average"),
+    # devices
+    (D + C + W, "args.z_dim, device=args.device)", "args.z_dim)", "test_devices.py::test_a_step_on_another_device"),
+    (W, ", 1, 1, 1, device=x_real.device)", ", 1, 1, 1)", "test_devices.py::test_a_step_on_another_device"),
+    (S, "relu(1 + fake).mean()", "relu(torch.ones(len(fake)) + fake).mean()", "test_devices.py::test_a_step_on_another_device"),
+    (C, "-fake.mean()", "-(fake + torch.zeros(len(fake))).mean()", "test_devices.py::test_a_step_with_another_default"),
+    (L, "((real - t_real) ** 2).mean()", "((real - torch.zeros(len(real)) - t_real) ** 2).mean()", "test_devices.py::test_a_step_on_another_device"),
+    (D, 'if world > 1 and ":" in args.device:', "if False:", "test_devices.py::test_one_gpu_for_several_processes_is_refused"),
+    (S, "args.z_dim, device=args.device)", "args.z_dim)", "test_devices.py::test_samples_on_another_device"),
 ]  # fmt: skip
 
 # the same for what two processes do: tests/ranks.py
