@@ -493,7 +493,8 @@ ICC = {
     "grey in srgb.png": (Image.fromarray(GREY), SRGB_BUILT_IN, grey(GREY)),
     **{f"damaged {i}.png": (Image.fromarray(RGB), content, RGB) for i, content in enumerate(NO_PROFILE)},
     "cmyk, damaged.tif": (ZOO["cmyk.tif"][0], b"damaged", ZOO["cmyk.tif"][2]),
-    # bugs of common.py
+    # of another kind than the image
+    "cmyk with an rgb profile.tif": (ZOO["cmyk.tif"][0], rgb_profile("Adobe RGB (1998)", *ADOBE), ZOO["cmyk.tif"][2]),
     "linear srgb.png": (Image.fromarray(RGB), rgb_profile("GIMP built-in Linear sRGB", "sRGB", gamma(1)), in_srgb(RGB, "sRGB", gamma(1))),
     "rgb with a profile of inks.png": (Image.fromarray(RGB), cmyk_profile(), RGB),
     "rgb with a grey profile.png": (Image.fromarray(RGB), GREY_PROFILE, RGB),
