@@ -443,7 +443,7 @@ def wanted(args) -> Tensor:
     if args.sample_labels:
         source = labels.read_labels(args.sample_labels, groups=args.groups)
         if source.unknown:
-            common.fail(f"--sample-labels {args.sample_labels} asks for {min(source.unknown)!r}: no known color")
+            common.fail(f"--sample-labels {args.sample_labels}: the color of {min(source.unknown)!r} is not known")
         found = [row.values for row in source.rows]
         if not any(found):
             common.fail(f"--sample-labels {args.sample_labels} names no attribute: expected {', '.join(args.groups)}")

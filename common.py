@@ -49,7 +49,7 @@ Image.init()
 USUAL = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]  # tried first, because trying them all takes time
 FORMATS = USUAL + sorted(Image.OPEN.keys() - {*USUAL, "BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
-IMAGES = "jpg, png, webp, gif, bmp, tif, avif and what else Pillow reads"
+IMAGES = "jpg, png, webp, gif, bmp, tif, avif and whatever else Pillow reads"
 # What a file without a suffix may be: formats that cannot be mistaken for text.
 PLAIN_FORMATS = [*USUAL, "AVIF", "JPEG2000"]
 

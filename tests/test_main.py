@@ -465,11 +465,13 @@ def test_setup_on_many_machines_with_cuda(any_script, machine, monkeypatch, plac
         assert args.device == SETUPS[place] and args.autocast is True
     assert calls["device"] == [SETUPS[place]] * 2
     assert calls["join"] == [("nccl",)] * 2 * (place[2] > 1)
-    if place[2] > 1:  # one card for several processes is refused: test_devices.py
-        return
-    args = settings_of(any_script, "--device", "cuda:1", "--no-bf16", "--batch", "8")
+    if place[2] == 1:  # for several processes, one card is refused: test_devices.py
+        args = settings_of(any_script, "--device", "cuda:1", "--no-bf16", "--batch", "8")
+        module(any_script).setup(args)
+        assert args.device == "cuda:1" and args.autocast is False  # by hand it stays
+    args = settings_of(any_script, "--device", "cuda", "--no-bf16", "--batch", "8")
     module(any_script).setup(args)
-    assert args.device == "cuda:1" and args.autocast is False  # by hand it stays
+    assert args.device == SETUPS[place] and args.autocast is False
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     args = settings_of(any_script, "--device", "cuda", "--batch", "8")
     module(any_script).setup(args)
