@@ -674,7 +674,7 @@ def print_left_out(left_out: dict[str, list[str]]):
 
 
 def print_line(text: str):
-    """Print a line about the data, once for all processes."""
+    """Print a line once for all processes."""
     if is_main_process():
         print(text, file=sys.stderr)
 
@@ -1116,6 +1116,8 @@ class Run:
         save_png(real, self.out / "real.png")
         self.real_distance = mean_distance(real) or math.nan  # if all reals are alike, diversity is not known
 
+        precision = "bfloat16" if self.args.autocast else "float32"
+        print_line(f"device: {self.args.device}, {precision}")
         self.events = SummaryWriter(self.out, purge_step=self.start + 1)
         self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=1)
 

@@ -167,7 +167,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+        help="compute in bfloat16 (autocast) on GPUs and CPUs that are faster with it; also takes less memory",
     )
     common.add_data_flags(parser, path="folder that holds trainA and trainB, and optionally testA and testB")
     common.add_output_flags(parser, __file__, batchnorm=False)
@@ -273,12 +273,15 @@ class Discriminator(nn.Module):
         # -> (N, 2w, H/4, W/4) -> (N, 4w, H/8, W/8) -> (N, 8w, H/8 - 1, W/8 - 1)
         for c, stride in ((w, 2), (2 * w, 2), (4 * w, 1)):
             layers += [nn.Conv2d(c, 2 * c, 4, stride, 1), nn.InstanceNorm2d(2 * c), nn.LeakyReLU(0.2)]
-        # -> (N, 1, H/8 - 2, W/8 - 2) -> (N, patches)
-        layers += [nn.Conv2d(8 * w, 1, 4, 1, 1), nn.Flatten()]
         self.net = nn.Sequential(*layers)
+        # -> (N, 1, H/8 - 2, W/8 - 2)
+        self.score = nn.Conv2d(8 * w, 1, 4, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).float()
+        x = self.net(x).float()
+        # in float32, because bfloat16 would round away the difference between two large scores
+        with torch.autocast(x.device.type, enabled=False):
+            return self.score(x).flatten(1)
 
 
 def init_weights(module: nn.Module):
@@ -474,7 +477,14 @@ def setup(args) -> tuple[int, int]:
         common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
 
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
-    args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
+    # bfloat16 only where the hardware multiplies in it: elsewhere it is slower than float32
+    native = False
+    if "cuda" in args.device:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif "cpu" in args.device:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
+    args.autocast = args.bf16 and native
     if world > 1:
         dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
@@ -483,6 +493,9 @@ def setup(args) -> tuple[int, int]:
 def resume(state: dict, args) -> int:
     """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
+    if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
+        before = "bfloat16" if saved["args"]["autocast"] else "float32"
+        common.print_line(f"{args.checkpoint} was trained in {before}: what follows is not the same bit for bit")
     for name, values in saved["state"].items():
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
@@ -687,8 +700,8 @@ def main(argv=None) -> dict:
         sample(G_ema, data_A, args)
         return {"G_ema": G_ema}
 
-    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
-    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused=True)
     pools = {"A": Pool(args), "B": Pool(args)}
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data_A, "data_B": data_B}
     state |= {"pool_A": pools["A"], "pool_B": pools["B"]}

@@ -36,7 +36,7 @@ import zlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, l1_loss, pad, relu
+from torch.nn.functional import conv2d, interpolate, l1_loss, pad, relu
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -124,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+        help="compute in bfloat16 (autocast) on GPUs and CPUs that are faster with it; also takes less memory",
     )
     common.add_data_flags(parser)
     common.add_output_flags(parser, __file__)
@@ -213,12 +213,21 @@ class Generator(nn.Module):
         return self.end(maps[-1])
 
 
+class Conv(nn.Conv2d):
+    """A convolution whose weight is computed outside autocast, so that the power iteration runs in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
 def conv(*shape, bias: bool = True) -> nn.Module:
     """A convolution with spectral normalization.
 
     Its weights are initialized first, because from then on each forward pass computes `weight` from them anew.
     """
-    return spectral_norm(nn.Conv2d(*shape, bias=bias).apply(init_weights))
+    return spectral_norm(Conv(*shape, bias=bias).apply(init_weights))
 
 
 class Down(nn.Module):
@@ -252,8 +261,9 @@ class Discriminator(nn.Module):
         self.large.extend(Down(c_in, c_out) for c_in, c_out in itertools.pairwise(w[:-2]))
         # -> (N, c, 8, 8)
         self.small = Down(w[-3], w[-2])
-        # -> (N, c, 4, 4) -> (N, 1, 1, 1) -> (N,)
-        self.end = nn.Sequential(Down(w[-2], w[-1]), conv(w[-1], 1, base), nn.Flatten(0))
+        # -> (N, c, 4, 4) -> (N, 1, 1, 1)
+        self.end = Down(w[-2], w[-1])
+        self.score = conv(w[-1], 1, base)
         # outside forward(): reconstruction_loss() calls them, for real images only
         self.whole = self.decoder(w[-2], args)
         self.quarter = self.decoder(w[-3], args)
@@ -268,7 +278,11 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         large = self.large(x)
         small = self.small(large)
-        return self.end(small).float(), large, small
+        x = self.end(small).float()
+        # in float32, because bfloat16 would round away the difference between two large scores
+        with torch.autocast(x.device.type, enabled=False):
+            scores = self.score(x).flatten()
+        return scores, large, small
 
 
 def init_weights(module: nn.Module):
@@ -455,7 +469,14 @@ def setup(args) -> tuple[int, int]:
         common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
 
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
-    args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
+    # bfloat16 only where the hardware multiplies in it: elsewhere it is slower than float32
+    native = False
+    if "cuda" in args.device:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif "cpu" in args.device:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
+    args.autocast = args.bf16 and native
     if world > 1:
         dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
@@ -464,6 +485,9 @@ def setup(args) -> tuple[int, int]:
 def resume(state: dict, args) -> int:
     """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
+    if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
+        before = "bfloat16" if saved["args"]["autocast"] else "float32"
+        common.print_line(f"{args.checkpoint} was trained in {before}: what follows is not the same bit for bit")
     for name, values in saved["state"].items():
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
@@ -503,8 +527,8 @@ def main(argv=None) -> dict:
         sample(G_ema, args)
         return {"G_ema": G_ema}
 
-    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
-    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused=True)
     images, _ = common.load_images(args)
     data = common.Batches(images, args, rank, world)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}

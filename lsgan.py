@@ -125,7 +125,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compute in bfloat16 (autocast) on GPUs that support it, which is faster and takes less memory",
+        help="compute in bfloat16 (autocast) on GPUs and CPUs that are faster with it; also takes less memory",
     )
     common.add_data_flags(parser)
     common.add_output_flags(parser, __file__)
@@ -177,12 +177,15 @@ class Discriminator(nn.Module):
         for c_in, c_out in itertools.pairwise(w):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
         layers += [nn.Dropout(args.dropout)]
-        # (N, w[-1], base, base) -> (N, 1, 1, 1) -> (N,)
-        layers += [nn.Conv2d(w[-1], 1, base), nn.Flatten(0)]
         self.net = nn.Sequential(*layers)
+        # (N, w[-1], base, base) -> (N, 1, 1, 1)
+        self.score = nn.Conv2d(w[-1], 1, base)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).float()
+        x = self.net(x).float()
+        # in float32, because bfloat16 would round away the difference between two large scores
+        with torch.autocast(x.device.type, enabled=False):
+            return self.score(x).flatten()
 
 
 def init_weights(module: nn.Module):
@@ -314,7 +317,14 @@ def setup(args) -> tuple[int, int]:
         common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
 
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
-    args.autocast = args.bf16 and "cuda" in args.device and torch.cuda.is_bf16_supported(including_emulation=False)
+    # bfloat16 only where the hardware multiplies in it: elsewhere it is slower than float32
+    native = False
+    if "cuda" in args.device:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif "cpu" in args.device:
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
+    args.autocast = args.bf16 and native
     if world > 1:
         dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
     return rank, world
@@ -323,6 +333,9 @@ def setup(args) -> tuple[int, int]:
 def resume(state: dict, args) -> int:
     """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
+    if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
+        before = "bfloat16" if saved["args"]["autocast"] else "float32"
+        common.print_line(f"{args.checkpoint} was trained in {before}: what follows is not the same bit for bit")
     for name, values in saved["state"].items():
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
@@ -362,8 +375,8 @@ def main(argv=None) -> dict:
         sample(G_ema, args)
         return {"G_ema": G_ema}
 
-    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused="cuda" in args.device)
-    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused="cuda" in args.device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.beta1, args.beta2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused=True)
     images, _ = common.load_images(args)
     data = common.Batches(images, args, rank, world)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}

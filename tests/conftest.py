@@ -35,10 +35,9 @@ LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red",
 GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}
 EXTRA = {"acgan": 2, "cgan_text2img": 7, "infogan": 10}  # numbers of a condition: groups; words and pairs; codes
 HEADS = {"acgan": 5, "infogan": 10}  # outputs of D beside the score
-TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu"]
-
-
-TINY_PAIR = ["--size", "24", "--width", "4", "--blocks", "1", "--batch", "2", "--device", "cpu"]
+# small, and with the same numbers on every CPU
+TINY = ["--size", "16", "--width", "4", "--z-dim", "8", "--batch", "8", "--device", "cpu", "--no-bf16"]
+TINY_PAIR = ["--size", "24", "--width", "4", "--blocks", "1", "--batch", "2", "--device", "cpu", "--no-bf16"]
 
 
 def tiny(script: str) -> list[str]:

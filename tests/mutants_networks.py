@@ -48,7 +48,7 @@ MUTANTS = [
     (F, "large * self.net(small)", "large + self.net(small)", "test_lightweight.py::test_excitation_weighs_channels"),
     (F, "self.skip[k](x, maps[k])", "self.skip[k](x, maps[-1])", "test_lightweight.py::test_skips_and_decoders_fit_the_size"),
     (F, "up(c_in, c_out, conv)", "up(c_in, c_out)", "test_lightweight.py::test_spectral_norm_is_everywhere_in_D_and_nowhere_in_G"),
-    (F, "spectral_norm(nn.Conv2d(*shape, bias=bias).apply(init_weights))", "spectral_norm(nn.Conv2d(*shape, bias=bias))", "test_networks.py::test_initialisation"),
+    (F, "spectral_norm(Conv(*shape, bias=bias).apply(init_weights))", "spectral_norm(Conv(*shape, bias=bias))", "test_networks.py::test_initialisation"),
     (F, "pad(x, [most] * 4)", "pad(x, [most] * 4, mode='circular')", "test_lightweight.py::test_translation"),
     (F, "(n, 2)).tolist()", "(1, 2)).tolist() * n", "test_lightweight.py::test_translation"),
     (F, ".abs() > s / 4", ".abs() > s / 2", "test_lightweight.py::test_cutout"),
@@ -80,7 +80,7 @@ MUTANTS = [
     (R, "args.penalty_every * annealed", "annealed", "test_r3gan.py::test_schedules"),
     (R, "annealed(lr, lr / 4, i, args)", "annealed(lr, lr / 4, i - start, args)", "test_r3gan.py::test_schedules"),
     (R, "    real = D(x)\n    fake = D(y)\n", "    with autocast(args):\n        real = D(x)\n        fake = D(y)\n", "test_r3gan.py::test_penalties_are_in_float32"),
-    (R, "x.device.type, enabled=False", "x.device.type, enabled=True", "test_r3gan.py::test_scores_are_not_rounded_to_bfloat16"),
+    (R, "x.device.type, enabled=False", "x.device.type, enabled=True", "test_precision.py::test_scores_are_not_rounded_to_bfloat16"),
     # modes
     (F + Y, "copy.deepcopy(G).eval()", "copy.deepcopy(G.eval())", "test_main.py::test_modes_of_the_networks"),
     # resuming with other flags

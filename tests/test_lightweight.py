@@ -98,7 +98,7 @@ def test_widths(size, expected):
     """Catches other channels in D than in G, more than 16 times the width, and a bias where BatchNorm takes it away."""
     G, D, _ = build("lightweight_gan", "--size", str(size), "--width", "6")
     of_G = [layers[1].in_channels for layers in G.up] + [G.end[0].in_channels]
-    of_D = [D.large[0].out_channels, *(layer.main[0].out_channels for layer in [*D.large[2:], D.small, D.end[0]])]
+    of_D = [D.large[0].out_channels, *(layer.main[0].out_channels for layer in [*D.large[2:], D.small, D.end])]
     assert of_G[::-1] == expected and of_D == expected[1:]
     for net in (G, D):
         for layers in net.modules():
@@ -151,7 +151,7 @@ def test_reconstruction_reaches_D_and_comes_from_reals_only():
     m.reconstruction_loss(D, x, large, small).backward()
     assert all(p.grad.abs().sum() > 0 for p in [*D.large.parameters(), *D.small.parameters()] if p.dim() > 1)
     assert all(p.grad.abs().sum() > 0 for p in [*D.whole.parameters(), *D.quarter.parameters()] if p.dim() > 1)
-    assert all(p.grad is None for p in D.end.parameters())
+    assert all(p.grad is None for layer in (D.end, D.score) for p in layer.parameters())
 
 
 def test_D_sees_changed_images_only():

@@ -460,7 +460,7 @@ def test_setup_on_many_machines_with_cuda(any_script, machine, monkeypatch, plac
     monkeypatch.setattr(torch, "empty", lambda *size, device=None, **_: empty(*size))
     monkeypatch.setattr(dist, "init_process_group", lambda *backend, **_: calls["join"].append(backend))
     for flag in ("auto", "cuda"):
-        args = settings_of(any_script, "--device", flag, "--batch", "8")
+        args = settings_of(any_script, "--bf16", "--device", flag, "--batch", "8")
         assert module(any_script).setup(args) == (place[0], place[2])
         assert args.device == SETUPS[place] and args.autocast is True
     assert calls["device"] == [SETUPS[place]] * 2
@@ -473,7 +473,7 @@ def test_setup_on_many_machines_with_cuda(any_script, machine, monkeypatch, plac
     module(any_script).setup(args)
     assert args.device == SETUPS[place] and args.autocast is False
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    args = settings_of(any_script, "--device", "cuda", "--batch", "8")
+    args = settings_of(any_script, "--bf16", "--device", "cuda", "--batch", "8")
     module(any_script).setup(args)
     assert args.autocast is False
 
@@ -483,7 +483,7 @@ def settings_of(script: str, *flags) -> argparse.Namespace:
 
 
 def test_setup_on_cpus(any_script, machine, monkeypatch, capsys):
-    """Catches NCCL without a card, bfloat16 on a CPU, and a batch that does not divide although it is larger than the number of processes."""
+    """Catches NCCL without a card, and a batch that does not divide although it is larger than the number of processes."""
     joined = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -512,9 +512,10 @@ def test_mps_is_for_one_process(any_script, machine, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, device=None, **_: empty(*size))
     for world, device in ((1, "mps"), (2, "cpu")):
         machine(0, 0, world, world)
-        args = settings_of(any_script, "--device", "auto", "--batch", "8")
+        args = settings_of(any_script, "--bf16", "--device", "auto", "--batch", "8")
         module(any_script).setup(args)
-        assert args.device == device and args.autocast is False
+        assert args.device == device
+        assert device != "mps" or args.autocast is False
 
 
 def data_args(path, cache, **flags) -> argparse.Namespace:

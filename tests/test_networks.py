@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import PLAIN, condition, module, scores, settings
+from conftest import HEADS, PLAIN, condition, module, scores, settings
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -43,7 +43,6 @@ def test_widths(script):
         G, D, _ = build(script, "--size", str(size), "--width", "6")
         up = [layer.in_channels for layer in G.modules() if isinstance(layer, nn.ConvTranspose2d)][1:]
         down = [layer.out_channels for layer in D.net if isinstance(layer, nn.Conv2d)]
-        down = down if script == "cgan_text2img" else down[:-1]  # its last layers come after the caption
         assert up[::-1] == expected and down == expected
 
 
@@ -53,8 +52,7 @@ def test_scores_are_unbounded_float32(script):
     c = condition(script, 8, args)
     x, D = G(module(script).noise(8, args), *c).detach(), D.eval()
     before = scores(script, D, x, c)
-    layers = (D.end if script == "lightweight_gan" else D).modules()
-    last = D.linear if script == "r3gan" else [layer for layer in layers if isinstance(layer, nn.Conv2d)][-1]
+    last = D.linear if script == "r3gan" else D.heads if script in HEADS else D.score
     last.register_forward_hook(lambda layer, inputs, output: 1000 * output)
     torch.testing.assert_close(scores(script, D, x, c), 1000 * before, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -80,7 +78,7 @@ def test_ends_of_cyclegan_s_networks():
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     before = D(x)
     with torch.no_grad():
-        D.net[-2].weight.mul_(1000)
+        D.score.weight.mul_(1000)
         G.model[-2].weight.mul_(1000)
     torch.testing.assert_close(D(x), 1000 * before, rtol=1e-4, atol=1e-4)
     y = G(x)
@@ -144,13 +142,16 @@ KINDS = {"dcgan": ["BatchNorm2d"], "lsgan": ["BatchNorm2d"], "wgan": ["BatchNorm
 def test_layers_are_the_paper_s(script):
     """Catches BatchNorm at G's end or at D's start (DCGAN, section 3: samples oscillate), or in a critic that has none."""
     G, D, _ = build(script, "--size", "64")
-    kinds = [[type(layer).__name__.removeprefix("Parametrized") for layer in net.net] for net in (G, D)]
-    end = ["Dropout"] * (script in ("dcgan", "lsgan")) + ["Conv2d", "Flatten"]
+    kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
+    kinds[1] = [kind.replace("ParametrizedConv", "Conv2d") for kind in kinds[1]]  # of sngan.py
+    end = ["Dropout"] * (script in ("dcgan", "lsgan"))
     assert kinds[0] == ["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 4 + ["ConvTranspose2d", "Tanh"]
     assert kinds[1] == ["Conv2d", "LeakyReLU"] + ["Conv2d", *KINDS[script], "LeakyReLU"] * 3 + end
     G = build(script, "--size", "64", "--act", "lrelu")[0]
     assert all(layer.negative_slope == 0.2 for net in (G, D) for layer in net.net if isinstance(layer, nn.LeakyReLU))
-    convolutions = [layer for net in (G, D) for layer in net.net if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
+    convolutions = [
+        layer for net in (G, D) for layer in net.modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    ]
     assert len(convolutions) == 10 and all(layer.kernel_size == (4, 4) for layer in convolutions)
 
 
@@ -159,8 +160,8 @@ def test_dropout_is_before_the_last_convolution_of_D_only(script):
     """Catches dropout in G, which fails to learn, at the scores, or in every layer; and one that --dropout 0 leaves on."""
     G, D, _ = build(script, "--dropout", "0.5")
     assert not any(isinstance(layer, nn.Dropout) for layer in G.modules())
-    assert [k for k, layer in enumerate(D.net) if isinstance(layer, nn.Dropout)] == [len(D.net) - 3]
-    assert type(D.net[-2]) is nn.Conv2d and D.net[-3].p == 0.5
+    assert [k for k, layer in enumerate(D.net) if isinstance(layer, nn.Dropout)] == [len(D.net) - 1]
+    assert type(D.score) is nn.Conv2d and D.net[-1].p == 0.5
     x = torch.rand(4, 3, 16, 16)
     assert not torch.equal(D(x), D(x)) and torch.equal(D.eval()(x), D(x))
     D = build(script)[1]

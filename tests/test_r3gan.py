@@ -226,11 +226,3 @@ def test_penalties_are_in_float32(monkeypatch):
     m.train_step(G, D, opt_G, opt_D, iter([torch.rand(8, 3, 16, 16)]), args, 2.0)
     assert kinds == [(torch.float32, torch.float32)] * 2
     assert inside[:2] == [torch.float32] * 2 and all(kind == torch.bfloat16 for kind in inside[2:])
-
-
-def test_scores_are_not_rounded_to_bfloat16():
-    """Catches a last layer in bfloat16: two scores that differ by a thousandth would be the same."""
-    _, D, _ = build("r3gan")
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = D(torch.rand(8, 3, 16, 16) * 2 - 1)
-    assert scores.dtype == torch.float32 and (scores != scores.bfloat16().float()).any()
