@@ -880,20 +880,27 @@ class Batches:
         # this rank's share: chosen counts within `rows`, rows within all images
         chosen = self.permutation[k * self.batch : (k + 1) * self.batch][self.mine]
         rows = torch.from_numpy(self.rows[chosen])
-        x = self.images[rows.to(self.images.device)]
-        if x.device.type == "cpu" and "cuda" in self.device:
-            x = x.pin_memory().to(self.device, non_blocking=True)  # copies while the GPU computes
-        x = normalise(x.to(self.device))
+        if "cuda" in str(self.images.device):
+            x = self.images[self.move(rows)]
+        else:
+            x = self.move(self.images[rows])
+        x = normalise(x)
 
         if self.flip:
             # coins of the whole batch, so that they do not depend on the number of ranks
             coins = np.random.default_rng([self.seed, epoch, k]).integers(0, 2, self.batch, dtype=np.uint8)
-            mirrored = torch.from_numpy(coins[self.mine]).bool().to(self.device)
+            mirrored = self.move(torch.from_numpy(coins[self.mine]).bool())
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
         if self.labels is None:
             return x
-        return x, self.labels[torch.from_numpy(chosen)].to(self.device)
+        return x, self.move(self.labels[torch.from_numpy(chosen)])
+
+    def move(self, x: torch.Tensor) -> torch.Tensor:
+        """Move a tensor from the CPU to the device. From pinned memory, it is copied while the GPU still computes."""
+        if "cuda" in self.device:
+            return x.pin_memory().to(self.device, non_blocking=True)
+        return x.to(self.device)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ALL, HEADS, also, condition, module, run, same, same_state, settings, tiny
+from conftest import ALL, HEADS, also, condition, module, run, same, same_state, settings
 
 CPUS = {
     "with AMX": ({"amx_bf16": True, "avx512_bf16": True}, True),

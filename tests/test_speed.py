@@ -1,12 +1,13 @@
-"""Slow: train_step against the usual way to write it, with the same networks and in turn; the ratios are printed."""
+"""Speed: assets/speed.py, and (slow) train_step against the usual way to write it, in turn; the ratios are printed."""
 
+import importlib.util
 import itertools
 import statistics
 import time
 
 import pytest
 import torch
-from conftest import module, settings
+from conftest import ALL, ROOT, also, condition, module, settings, tiny
 from torch.nn.functional import binary_cross_entropy
 
 
@@ -63,3 +64,51 @@ def test_faster_than_the_usual_way(script, usual, least, runs):
         f"\n{script}: the usual way takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})"
     )
     assert statistics.median(ratios) >= least
+
+
+def speed():
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "assets/speed.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_usual_way_trains_the_same(script):
+    """Catches a comparison with another method: the usual way is slower, but its weights are the same."""
+    trained = []
+    for usual in (False, True):
+        m, args = speed().load(script, usual), settings(script)
+        torch.manual_seed(0)
+        G, D, _ = m.build(args)
+        opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.01), torch.optim.SGD(D.parameters(), 0.01)
+        torch.manual_seed(1)
+        x = torch.rand(args.batch, 3, args.size, args.size) * 2 - 1
+        c = condition(script, args.batch, args)
+        batch = (x, c[0][:, None]) if script == "cgan_text2img" else (x, c[0]) if script == "acgan" else x
+        m.train_step(G, D, opt_G, opt_D, iter([batch] * 5), args, *also(script))
+        trained.append(torch.cat([p.detach().flatten() for net in (G, D) for p in net.parameters()]))
+    torch.testing.assert_close(*trained)
+
+
+def test_each_line_of_the_usual_way_is_in_a_script():
+    """Catches a comparison that compares a script with itself, because a line of it was rewritten."""
+    m = speed()
+    texts = {script: (ROOT / f"{script}.py").read_text(encoding="utf-8") for script in ALL}
+    for ours in m.USUAL:
+        assert any(ours in text for text in texts.values()), ours
+    for script, text in texts.items():
+        assert "D.requires_grad_(False)" in text and "loss.backward()" in text
+        assert script == "wgan" or "fused=True" in text
+        assert script in ("r3gan", "cyclegan") or "with torch.no_grad():  # G is" in text or "(x_fake.detach()" in text
+    assert set(m.SCRIPTS) == set(ALL)
+
+
+def test_a_row_of_speed(folder, monkeypatch):
+    m = speed()
+    monkeypatch.setattr(m, "SECONDS", 0.02)
+    row = m.row("dcgan", "tiny", [*tiny("dcgan"), "--path", str(folder)])
+    name, setting, milliseconds, images, memory, ratio = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (name, setting) == ("`dcgan.py`", "tiny") and float(images) == pytest.approx(
+        8000 / float(milliseconds), rel=0.02
+    )
+    assert 0.1 < float(memory.removesuffix(" GB")) < 20 and 0.2 < float(ratio) < 5

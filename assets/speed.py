@@ -1,0 +1,132 @@
+"""How fast the scripts train on this machine, and how much memory they take.
+
+    python assets/speed.py                  # all scripts: some 20 minutes on two CPU cores
+    python assets/speed.py dcgan sngan      # only these
+
+Each script trains twice: at 64 pixels with the defaults of its paper, and with its preset. Pictures are those of
+faces.py. The last column compares with the usual way to write the same step: in float32, with Adam in a loop over the
+parameters, D collecting gradients in G's step, and D's step going back through G. Ours and the usual way take turns,
+three times, and the fastest of each counts: let nothing else run meanwhile. Memory is the peak of the whole process,
+or of the GPU if there is one.
+"""
+
+import itertools
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+import types
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import faces
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "acgan", "cgan_text2img", "infogan"]
+SCRIPTS += ["lightweight_gan", "r3gan", "cyclegan"]
+WARM_UP = 3  # steps before the time is taken
+SECONDS = 3.0  # of each measurement, at least; never less than a step
+
+# lines of ours, and what they are in the usual way
+USUAL = {
+    "fused=True": "foreach=False",
+    "D.requires_grad_(False)": "pass",
+    "with torch.no_grad():  # G is not updated here": "if True:",
+    "(x_fake.detach()": "(x_fake",
+    "loss.backward()": "loss.backward(retain_graph=True)",  # because both steps now go back through one graph of G
+}
+
+
+class Enough(Exception):
+    """Ends a training whose time is known."""
+
+
+def load(script: str, usual: bool) -> types.ModuleType:
+    """The script as a module, as it is or written in the usual way."""
+    file = ROOT / f"{script}.py"
+    text = file.read_text(encoding="utf-8")
+    if usual:
+        for ours, theirs in USUAL.items():
+            text = text.replace(ours, theirs)
+    module = types.ModuleType(script)
+    module.__file__ = str(file)
+    exec(compile(text, str(file), "exec"), module.__dict__)
+    return module
+
+
+def seconds_per_step(script: str, usual: bool, flags: list[str]) -> float:
+    """Train until the time of a step is known."""
+    module = load(script, usual)
+    step = module.train_step
+    numbers = itertools.count(1)
+    began = taken = 0.0
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(*args):
+        nonlocal began, taken
+        steps = next(numbers) - 1 - WARM_UP  # that have been timed so far
+        if steps == 0:
+            began = now()
+        # the first look at the clock does not wait for the GPU
+        if steps > 0 and time.perf_counter() - began > SECONDS:
+            taken = (now() - began) / steps
+            raise Enough
+        return step(*args)
+
+    module.train_step = timed
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            module.main([*flags, "--out", out, "--log-every", "1000000", *["--no-bf16"] * usual])
+        except Enough:
+            return taken
+    raise SystemExit(f"{script}.py ended before its time was known: raise --steps")
+
+
+def row(script: str, setting: str, flags: list[str]) -> str:
+    """A line of the table, measured in a process of its own."""
+    ours, usual = [], []
+    for turn in range(3):
+        ours.append(seconds_per_step(script, False, flags))
+        if turn == 0:  # before the usual way takes more
+            if torch.cuda.is_available():
+                memory = torch.cuda.max_memory_allocated()
+            else:
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+        usual.append(seconds_per_step(script, True, flags))
+
+    args = load(script, False).parse_args([*flags, "--out", "unused"])
+    images = args.batch * getattr(args, "n_critic", 1)
+    values = [f"`{script}.py`", setting, f"{1000 * min(ours):.3g}", f"{images / min(ours):.3g}"]
+    values += [f"{memory / 1e9:.1f} GB", f"{min(usual) / min(ours):.2f}"]
+    return f"| {' | '.join(values)} |"
+
+
+def main():
+    scripts = sys.argv[1:] or SCRIPTS
+    with tempfile.TemporaryDirectory() as folder:
+        faces.main([f"{folder}/faces", "--count", "512"])
+        faces.main([f"{folder}/domains", "--count", "64", "--domains", "black", "blonde"])
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        print(f"torch {torch.__version__}, {device}\n")
+        print("| script | settings | ms a step | images a second | memory | times the usual way |")
+        print("|---|---|---:|---:|---:|---:|", flush=True)
+        for script, setting in itertools.product(scripts, ("64 px", "preset")):
+            flags = []
+            if setting == "64 px":
+                kind = "domains" if script == "cyclegan" else "faces"
+                flags = ["--path", f"{folder}/{kind}", "--size", "64"]
+            # a process of its own, whose memory is that of this training
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                print(process.submit(row, script, setting, flags).result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
