@@ -90,8 +90,13 @@ def seconds_per_step(script: str, usual: bool, flags: list[str]) -> float:
     raise SystemExit(f"{script}.py ended before its time was known: raise --steps")
 
 
-def row(script: str, setting: str, flags: list[str]) -> str:
-    """A line of the table, measured in a process of its own."""
+def short(value: float) -> str:
+    """1234.5 -> "1,234", 12.345 -> "12.3"."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cells(script: str, flags: list[str]) -> list[str]:
+    """Of one setting, measured in a process of its own: milliseconds, images a second, memory, ratio."""
     ours, usual = [], []
     for turn in range(3):
         ours.append(seconds_per_step(script, False, flags))
@@ -104,28 +109,27 @@ def row(script: str, setting: str, flags: list[str]) -> str:
 
     args = load(script, False).parse_args([*flags, "--out", "unused"])
     images = args.batch * getattr(args, "n_critic", 1)
-    values = [f"`{script}.py`", setting, f"{1000 * min(ours):.3g}", f"{images / min(ours):.3g}"]
-    values += [f"{memory / 1e9:.1f} GB", f"{min(usual) / min(ours):.2f}"]
-    return f"| {' | '.join(values)} |"
+    found = [short(1000 * min(ours)), short(images / min(ours)), f"{memory / 1e9:.1f} GB"]
+    return [*found, f"{min(usual) / min(ours):.2f}"]
 
 
 def main():
-    scripts = sys.argv[1:] or SCRIPTS
     with tempfile.TemporaryDirectory() as folder:
         faces.main([f"{folder}/faces", "--count", "512"])
         faces.main([f"{folder}/domains", "--count", "64", "--domains", "black", "blonde"])
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
         print(f"torch {torch.__version__}, {device}\n")
-        print("| script | settings | ms a step | images a second | memory | times the usual way |")
-        print("|---|---|---:|---:|---:|---:|", flush=True)
-        for script, setting in itertools.product(scripts, ("64 px", "preset")):
-            flags = []
-            if setting == "64 px":
-                kind = "domains" if script == "cyclegan" else "faces"
-                flags = ["--path", f"{folder}/{kind}", "--size", "64"]
-            # a process of its own, whose memory is that of this training
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                print(process.submit(row, script, setting, flags).result(), flush=True)
+        columns = ["ms a step", "images/s", "memory", "ratio"]
+        print("|", " | ".join(["", *(f"64 px: {c}" for c in columns), *(f"preset: {c}" for c in columns)]), "|")
+        print("|---|" + "---:|" * 8, flush=True)
+        for script in sys.argv[1:] or SCRIPTS:
+            found = [f"`{script}.py`"]
+            kind = "domains" if script == "cyclegan" else "faces"
+            for flags in (["--path", f"{folder}/{kind}", "--size", "64"], []):  # without --path: the preset
+                # a process of its own, whose memory is that of this training
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    found += process.submit(cells, script, flags).result()
+            print(f"| {' | '.join(found)} |", flush=True)
 
 
 if __name__ == "__main__":
