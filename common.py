@@ -880,7 +880,7 @@ class Batches:
         # this rank's share: chosen counts within `rows`, rows within all images
         chosen = self.permutation[k * self.batch : (k + 1) * self.batch][self.mine]
         rows = torch.from_numpy(self.rows[chosen])
-        if "cuda" in str(self.images.device):
+        if self.images.is_cuda:
             x = self.images[self.move(rows)]
         else:
             x = self.move(self.images[rows])
@@ -897,7 +897,7 @@ class Batches:
         return x, self.move(self.labels[torch.from_numpy(chosen)])
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
-        """Move a tensor from the CPU to the device. From pinned memory, it is copied while the GPU still computes."""
+        """Move a tensor from the CPU to the device; from pinned memory, because otherwise the CPU waits for the GPU."""
         if "cuda" in self.device:
             return x.pin_memory().to(self.device, non_blocking=True)
         return x.to(self.device)
@@ -1196,7 +1196,7 @@ class Run:
         if self.step % self.args.log_every:
             return
 
-        # the only place where the CPU waits for the GPU
+        # in one process, only here and in save() does the CPU wait for the GPU
         row = {name: value.item() for name, value in metrics.items()}
         for name, value in row.items():
             if not math.isfinite(value):

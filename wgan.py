@@ -111,7 +111,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compute in bfloat16 (autocast) on GPUs and CPUs that are faster with it; also takes less memory",
+        help="compute in bfloat16 (autocast) on GPUs and CPUs that multiply in it: faster, and takes less memory",
     )
     common.add_data_flags(parser)
     common.add_output_flags(parser, __file__)
@@ -304,12 +304,12 @@ def setup(args) -> tuple[int, int]:
         common.fail(f"--device {args.device} is not available on this machine ({reason}): choose another, such as cpu")
 
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest kernels are found once
-    # bfloat16 only where the hardware multiplies in it: elsewhere it is slower than float32
+    # bfloat16 only on GPUs and CPUs that multiply in it: on others it is slower than float32
     native = False
     if "cuda" in args.device:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif "cpu" in args.device:
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    elif "cpu" in args.device and hasattr(torch.cpu, "get_capabilities"):  # not in older versions of torch
+        found = torch.cpu.get_capabilities()
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
@@ -321,20 +321,29 @@ def resume(state: dict, args) -> int:
     """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
-        before = "bfloat16" if saved["args"]["autocast"] else "float32"
-        common.print_line(f"{args.checkpoint} was trained in {before}: what follows is not the same bit for bit")
+        before, now = ("bfloat16", "float32") if saved["args"]["autocast"] else ("float32", "bfloat16")
+        common.print_line(f"{args.checkpoint} was trained in {before}, and goes on in {now}")
     for name, values in saved["state"].items():
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
-        state[name].load_state_dict(values)
+        try:
+            state[name].load_state_dict(values)
+        except RuntimeError:
+            common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
+        if "param_groups" in values:
+            # fused Adam reads the averages in the layout of the weights, and the checkpoint may come from an MPS
+            for p, averages in state[name].state.items():
+                for key, value in averages.items():
+                    if value.shape == p.shape:
+                        averages[key] = torch.empty_like(p).copy_(value)
     return saved["step"]
 
 
 def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
     """G, D, and G_ema, the moving average of G, on the device."""
     # channels_last is the fastest layout for convolutions, but gives wrong gradients on MPS: pytorch#175189
-    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    layout = torch.contiguous_format if "mps" in args.device else torch.channels_last
     G = Generator(args).apply(init_weights).to(args.device, memory_format=layout)
     D = Discriminator(args).apply(init_weights).to(args.device, memory_format=layout)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)

@@ -3,13 +3,13 @@
     python assets/speed.py                  # all scripts: some 20 minutes on two CPU cores
     python assets/speed.py dcgan sngan      # only these
 
-Each script trains twice: at 64 pixels with the defaults of its paper, and with its preset. Pictures are those of
-faces.py. The last column compares with the usual way to write the same step: in float32, with Adam in a loop over the
-parameters, D collecting gradients in G's step, and D's step going back through G. Ours and the usual way take turns,
-three times, and the fastest of each counts: let nothing else run meanwhile. Memory is the peak of the whole process,
-or of the GPU if there is one.
+Each script trains at 64 pixels with the defaults of its paper, and with its preset, on pictures of faces.py. *Ratio* is
+the time of the usual way to write the same step, divided by ours: float32; torch's default Adam; D collects gradients
+in G's step; D's step goes back through G. The two take turns, and the fastest time of each counts: let nothing else run
+meanwhile. *Memory* is the peak of the whole process or, with a GPU, of its tensors there. For Linux and macOS.
 """
 
+import argparse
 import itertools
 import multiprocessing
 import resource
@@ -29,11 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "acgan", "cgan_text2img", "infogan"]
 SCRIPTS += ["lightweight_gan", "r3gan", "cyclegan"]
 WARM_UP = 3  # steps before the time is taken
-SECONDS = 3.0  # of each measurement, at least; never less than a step
 
 # lines of ours, and what they are in the usual way
 USUAL = {
-    "fused=True": "foreach=False",
+    ", fused=True": "",
     "D.requires_grad_(False)": "pass",
     "with torch.no_grad():  # G is not updated here": "if True:",
     "(x_fake.detach()": "(x_fake",
@@ -58,8 +57,8 @@ def load(script: str, usual: bool) -> types.ModuleType:
     return module
 
 
-def seconds_per_step(script: str, usual: bool, flags: list[str]) -> float:
-    """Train until the time of a step is known."""
+def seconds_per_step(script: str, usual: bool, flags: list[str], seconds: float) -> float:
+    """Train for so many seconds, and at least one step, after the first three steps."""
     module = load(script, usual)
     step = module.train_step
     numbers = itertools.count(1)
@@ -76,7 +75,7 @@ def seconds_per_step(script: str, usual: bool, flags: list[str]) -> float:
         if steps == 0:
             began = now()
         # the first look at the clock does not wait for the GPU
-        if steps > 0 and time.perf_counter() - began > SECONDS:
+        if steps > 0 and time.perf_counter() - began > seconds:
             taken = (now() - began) / steps
             raise Enough
         return step(*args)
@@ -84,10 +83,11 @@ def seconds_per_step(script: str, usual: bool, flags: list[str]) -> float:
     module.train_step = timed
     with tempfile.TemporaryDirectory() as out:
         try:
-            module.main([*flags, "--out", out, "--log-every", "1000000", *["--no-bf16"] * usual])
+            never = "1000000000"
+            often = ["--steps", never, "--log-every", never, "--save-every", never]
+            module.main([*flags, *often, "--out", out, *["--no-bf16"] * usual])
         except Enough:
             return taken
-    raise SystemExit(f"{script}.py ended before its time was known: raise --steps")
 
 
 def short(value: float) -> str:
@@ -95,17 +95,18 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def cells(script: str, flags: list[str]) -> list[str]:
+def cells(script: str, flags: list[str], seconds: float, turns: int) -> list[str]:
     """Of one setting, measured in a process of its own: milliseconds, images a second, memory, ratio."""
     ours, usual = [], []
-    for turn in range(3):
-        ours.append(seconds_per_step(script, False, flags))
+    for turn in range(turns):
+        ours.append(seconds_per_step(script, False, flags, seconds))
         if turn == 0:  # before the usual way takes more
             if torch.cuda.is_available():
                 memory = torch.cuda.max_memory_allocated()
             else:
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-        usual.append(seconds_per_step(script, True, flags))
+                unit = 1 if sys.platform == "darwin" else 1024  # bytes
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        usual.append(seconds_per_step(script, True, flags, seconds))
 
     args = load(script, False).parse_args([*flags, "--out", "unused"])
     images = args.batch * getattr(args, "n_critic", 1)
@@ -114,6 +115,12 @@ def cells(script: str, flags: list[str]) -> list[str]:
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scripts", nargs="*", default=SCRIPTS, help="without .py; all if none is named")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; never less than a step")
+    parser.add_argument("--turns", type=int, default=3, help="measurements of each way")
+    args = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         faces.main([f"{folder}/faces", "--count", "512"])
         faces.main([f"{folder}/domains", "--count", "64", "--domains", "black", "blonde"])
@@ -122,13 +129,13 @@ def main():
         columns = ["ms a step", "images/s", "memory", "ratio"]
         print("|", " | ".join(["", *(f"64 px: {c}" for c in columns), *(f"preset: {c}" for c in columns)]), "|")
         print("|---|" + "---:|" * 8, flush=True)
-        for script in sys.argv[1:] or SCRIPTS:
+        for script in args.scripts:
             found = [f"`{script}.py`"]
             kind = "domains" if script == "cyclegan" else "faces"
             for flags in (["--path", f"{folder}/{kind}", "--size", "64"], []):  # without --path: the preset
                 # a process of its own, whose memory is that of this training
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                    found += process.submit(cells, script, flags).result()
+                    found += process.submit(cells, script, flags, args.seconds, args.turns).result()
             print(f"| {' | '.join(found)} |", flush=True)
 
 

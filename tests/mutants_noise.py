@@ -77,6 +77,7 @@ MUTANTS = [
     (D + W, "found.get(\"amx_bf16\", False) or ", "True or ", "test_precision.py::test_bfloat16_only_on_cpus_that_multiply_in_it"),
     (D + W, "args.autocast = args.bf16 and native", "args.autocast = native", "test_precision.py::test_bfloat16_only_on_cpus_that_multiply_in_it"),
     (D + W, "if saved[\"args\"][\"autocast\"] != args.autocast:", "if False:", "test_precision.py::test_a_run_may_change_between_the_two"),
+    (D + W, "averages[key] = torch.empty_like(p).copy_(value)", "pass", "test_precision.py::test_averages_of_another_layout"),
     (D, "torch.bfloat16, enabled=args.autocast)", "torch.bfloat16, enabled=False)", "test_precision.py::test_a_run_in_bfloat16"),
     (D + W, "min(2**level, 8)", "2**level", "test_networks.py::test_widths"),
     # plumbing

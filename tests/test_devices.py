@@ -7,8 +7,6 @@ import torch
 from conftest import SCRIPTS, also, condition, module, settings, tiny
 from test_training import refused
 
-# These need what tensors without data cannot give: equal captions, and a resize with antialiasing.
-NEED_DATA = ("cgan_text2img", "r3gan")
 # It draws the shifts of images on the CPU on purpose, because they become slices.
 DRAWS_ON_CPU = ("lightweight_gan",)
 
@@ -47,7 +45,6 @@ def step(script: str, device: str, monkeypatch, default: str):
     return m, args, G
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in NEED_DATA])
 def test_a_step_on_another_device(script, monkeypatch):
     """Catches a tensor that is made on the CPU while networks and data are elsewhere, in losses, penalties and noise."""
     step(script, "meta", monkeypatch, default="cpu")

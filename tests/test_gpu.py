@@ -46,18 +46,26 @@ def exact():
     """Float32 in earnest: without TF32, and with kernels that give the same result each time."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
+    torch.use_deterministic_algorithms(False)
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def steps(script: str, device: str, count: int, autocast: bool = False):
     """Train for some steps by SGD, whose updates are those of the gradients.
 
-    Returns the last metrics, the weights before and after, G and D.
+    Returns the last metrics, and the updates of G and of D.
     """
     m, args = module(script), settings(script)
     args.device, args.autocast = device, autocast
+    if script == "wgan":
+        args.clip = 10.0  # clips nothing: the first clip would move D more than all gradients
     torch.manual_seed(0)
     G, D, _ = m.build(args)
-    before = all_weights(G, D)
+    with torch.no_grad():
+        for p in D.parameters():  # scores, slopes and penalties of some size
+            p.mul_(1.5)
+    before = [weights(net) for net in (G, D)]
     opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.001), torch.optim.SGD(D.parameters(), 0.001)
     with DrawOnCPU():
         torch.manual_seed(1)
@@ -70,11 +78,11 @@ def steps(script: str, device: str, count: int, autocast: bool = False):
         for _ in range(count):
             metrics = m.train_step(G, D, opt_G, opt_D, *batches, args, *also(script))
     values = {name: value.item() for name, value in metrics.items()}
-    return values, before, all_weights(G, D), G, D
+    return values, [weights(net) - start for net, start in zip((G, D), before, strict=True)]
 
 
-def all_weights(*nets) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().cpu() for net in nets for p in net.parameters()])
+def weights(net) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().cpu() for p in net.parameters()])
 
 
 def batch(script: str, args):
@@ -88,47 +96,52 @@ def batch(script: str, args):
 
 def test_five_steps_in_float32_equal_those_of_the_cpu(any_script):
     """Catches tensors on the wrong device, and kernels of the GPU that compute something else."""
-    expected, before, after, _, _ = steps(any_script, "cpu", 5)
-    found, start, end, _, _ = steps(any_script, DEVICE, 5)
-    assert torch.equal(before, start)
+    expected, of_cpu = steps(any_script, "cpu", 5)
+    found, of_gpu = steps(any_script, DEVICE, 5)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
-    assert (end - after).norm() < 1e-2 * (after - before).norm()
+        assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    for a, b in zip(of_cpu, of_gpu, strict=True):
+        assert (a - b).norm() < 1e-2 * a.norm() and a.norm() > 0
 
 
 def test_five_steps_in_bfloat16_are_near(any_script):
     """Catches a loss, a penalty or a norm that bfloat16 breaks: the first update points where that of float32 points."""
-    for count in (1, 5):
-        expected, before, after, _, _ = steps(any_script, "cpu", count)
-        found, _, end, _, _ = steps(any_script, DEVICE, count, autocast=True)
+    if not (REHEARSAL or torch.cuda.is_bf16_supported(including_emulation=False)):
+        pytest.skip("the GPU does not multiply in bfloat16, so that no script uses it there")
+    for count, tolerance in ((1, 0.05), (5, 0.3)):
+        expected, of_cpu = steps(any_script, "cpu", count)
+        found, of_gpu = steps(any_script, DEVICE, count, autocast=True)
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=0.2, abs=0.05), name
+            assert found[name] == pytest.approx(value, rel=tolerance, abs=0.02), name
         if count == 1:
-            assert torch.cosine_similarity(end - before, after - before, 0) > 0.9
+            for a, b in zip(of_cpu, of_gpu, strict=True):
+                assert torch.cosine_similarity(a, b, 0) > 0.9
 
 
-def test_weights_stay_channels_last(any_script):
-    """Catches a layout that the optimizer, autocast or the average loses: convolutions would convert at each call."""
-    *_, G, D = steps(any_script, DEVICE, 2, autocast=True)
-    for net in (G, D):
-        for name, p in net.named_parameters():
+def test_all_is_channels_last(any_script, images, tmp_path):
+    """Catches a layout that is lost: convolutions would convert at each call, and fused Adam needs the same everywhere."""
+    state = run(any_script, images, tmp_path, "--steps", "2", "--device", DEVICE, "--bf16")
+    for name, opt in (("G", "opt_G"), ("D", "opt_D"), ("G_ema", None)):
+        for p in state[name].parameters():
             if p.dim() == 4 and min(p.shape[1:]) > 1:
-                assert p.is_contiguous(memory_format=torch.channels_last), name
+                averages = state[opt].state[p].values() if opt else []
+                for x in (p, *[x for x in (p.grad, *averages) if x is not None and x.dim() == 4]):
+                    assert x.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_resume(any_script, images, tmp_path):
     """Catches a run that is resumed on a GPU with other noise, images or averages than without the break."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # reflection padding has such a kernel
     flags = ["--device", DEVICE, "--save-every", "2", "--lr-g", "1e-3"]
     whole = run(any_script, images, tmp_path / "a", *flags, "--steps", "4")
     run(any_script, images, tmp_path / "b", *flags, "--steps", "2")
     parts = run(any_script, images, tmp_path / "b", *flags, "--steps", "4", "--resume")
     assert parts["data"].position == whole["data"].position
     for name in ("G", "D", "G_ema"):
-        for a, b in zip(whole[name].parameters(), parts[name].parameters(), strict=True):
-            assert a.device.type == DEVICE
-            torch.testing.assert_close(
-                a, b, rtol=1e-2, atol=1e-4
-            )  # some kernels of CUDA add in another order each time
+        assert {p.device.type for p in parts[name].parameters()} == {DEVICE}
+        # some kernels add in another order each time, and Adam makes the most of small differences
+        a, b = weights(whole[name]), weights(parts[name])
+        assert (a - b).norm() < 1e-3 * a.norm()
 
 
 def test_a_checkpoint_goes_to_the_gpu_and_back(any_script, images, tmp_path):
@@ -160,7 +173,8 @@ def test_images_in_the_memory_of_the_gpu_and_outside(monkeypatch):
     for near, far in zip(found["cuda"], found["cpu"], strict=True):
         expected = next(data)
         for a, b, c in zip(near, far, expected, strict=True):
-            assert a.device.type == b.device.type == "cuda" and torch.equal(a, b) and torch.equal(a.cpu(), c)
+            assert a.device.type == b.device.type == "cuda" and torch.equal(a, b)
+            torch.testing.assert_close(a.cpu(), c)  # a GPU divides by 127.5 as it multiplies by 1 / 127.5
 
 
 def test_samples(script, folder, tmp_path):
@@ -202,10 +216,12 @@ def test_second_derivatives(script):
 @cuda_only
 def test_nccl_in_one_process(tmp_path):
     """Catches an exchange of gradients that changes them: with one process, their average is what they were."""
-    alone = steps("dcgan", "cuda", 3)[2]
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    alone = steps("dcgan", "cuda", 3)[1]
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/join", rank=0, world_size=1)
     try:
-        together = steps("dcgan", "cuda", 3)[2]
+        together = steps("dcgan", "cuda", 3)[1]
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(alone, together)
@@ -224,9 +240,14 @@ def test_torchrun(processes, folder, tmp_path):
 
 
 @cuda_only
+@pytest.mark.parametrize("free", [1 << 40, 0], ids=["images on the GPU", "images outside"])
 @pytest.mark.parametrize("script", ALL)
-def test_a_step_does_not_wait_for_the_gpu(script, folder, pair, tmp_path, monkeypatch):
-    """Catches .item(), boolean masks and copies from memory that is not pinned, in a step that does not log."""
+def test_a_step_does_not_wait_for_the_gpu(script, free, folder, pair, tmp_path, monkeypatch):
+    """Catches .item(), boolean masks and copies from memory that is not pinned, in a step that does not log.
+
+    Only waits that torch itself detects.
+    """
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
     m = module(script)
     step, ema = m.train_step, m.update_ema
     calls = []
@@ -248,4 +269,3 @@ def test_a_step_does_not_wait_for_the_gpu(script, folder, pair, tmp_path, monkey
         calls.clear()
         run(script, images, tmp_path / str(len(flags)), "--steps", "6", "--device", "cuda", "--flip", *flags)
         assert len(calls) == 6
-    torch.cuda.set_sync_debug_mode("default")

@@ -103,9 +103,8 @@ def test_each_line_of_the_usual_way_is_in_a_script():
     assert set(m.SCRIPTS) == set(ALL)
 
 
-def test_a_measurement(folder, monkeypatch):
-    m = speed()
-    monkeypatch.setattr(m, "SECONDS", 0.02)
-    milliseconds, images, memory, ratio = m.cells("dcgan", [*tiny("dcgan"), "--path", str(folder)])
+def test_a_measurement(folder):
+    flags = [*tiny("dcgan"), "--path", str(folder)]
+    milliseconds, images, memory, ratio = speed().cells("dcgan", flags, seconds=0.02, turns=2)
     assert float(images.replace(",", "")) == pytest.approx(8000 / float(milliseconds), rel=0.02)
     assert 0.1 < float(memory.removesuffix(" GB")) < 20 and 0.2 < float(ratio) < 5
