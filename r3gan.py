@@ -23,10 +23,10 @@ gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from an exponen
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images
     torchrun --nproc-per-node=8 r3gan.py --path data/anime --out runs/anime8
 
-Result of the first command: 4,600 steps in 7.8 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 81 % ± 2 can be
-read as a face, with 40 ± 16 of the 132 combinations of hair and eyes (3 seeds: mean ± standard deviation; read by
-faces.py). The position of the faces hardly varies, and most other scripts get further here in the same time. With
---steps 20000 --anneal 20000, half an hour at that speed, it varies, and seed 0 has 94 % readable faces and 117
+Result of the first command: 4,600 steps in 5.2 minutes on two CPU cores, torch 2.14.1 (timed with --no-bf16); of 2,000
+samples 58 % ± 20 can be read as a face, with 40 ± 14 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
+deviation; read by faces.py). The position of the faces hardly varies, and most other scripts get further here in the
+same time. With --steps 20000 --anneal 20000, four times as long, it varies, and seed 0 has 94 % readable faces and 117
 combinations (README, Experiments).
 """
 

@@ -84,8 +84,8 @@ def seconds_per_step(script: str, usual: bool, flags: list[str], seconds: float)
     with tempfile.TemporaryDirectory() as out:
         try:
             never = "1000000000"
-            often = ["--steps", never, "--log-every", never, "--save-every", never]
-            module.main([*flags, *often, "--out", out, *["--no-bf16"] * usual])
+            quiet = ["--log-every", never, "--save-every", never]
+            module.main([*flags, *quiet, "--out", out, *["--no-bf16"] * usual])
         except Enough:
             return taken
 
@@ -132,7 +132,8 @@ def main():
         for script in args.scripts:
             found = [f"`{script}.py`"]
             kind = "domains" if script == "cyclegan" else "faces"
-            for flags in (["--path", f"{folder}/{kind}", "--size", "64"], []):  # without --path: the preset
+            labels = ["--labels", f"{folder}/faces/tags.csv"] if script in ("acgan", "cgan_text2img") else []
+            for flags in (["--path", f"{folder}/{kind}", "--size", "64", *labels], []):  # without --path: the preset
                 # a process of its own, whose memory is that of this training
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                     found += process.submit(cells, script, flags, args.seconds, args.turns).result()
