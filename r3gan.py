@@ -444,7 +444,7 @@ def resume(state: dict, args) -> int:
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, and the checkpoint may come from an MPS
+            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
             for p, averages in state[name].state.items():
                 for key, value in averages.items():
                     if value.shape == p.shape:

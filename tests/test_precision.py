@@ -134,7 +134,7 @@ def test_a_run_may_change_between_the_two(any_script, images, tmp_path, cpu_with
 
 
 def test_averages_of_another_layout(any_script, images, tmp_path):
-    """Catches fused Adam on averages in another order than the weights, as in checkpoints of an MPS: wrong without a word."""
+    """Catches fused Adam on averages in another order than the weights, as in checkpoints of a Mac's GPU: wrong without a word."""
     run(any_script, images, tmp_path, "--steps", "2")
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
     for name in ("opt_G", "opt_D"):
