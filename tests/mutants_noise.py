@@ -89,9 +89,9 @@ MUTANTS = [
     (D + W, "lambda: G_ema(fixed_z)", "lambda: G(fixed_z)", "test_training.py::test_observer_effect"),
     (D + W, "args.seed} {i} {rank}", "args.seed} {start} {rank}", "test_training.py::test_determinism"),
     (D + W, 'zlib.crc32(f"{args.seed} {i} {rank}".encode())', "(args.seed << 40) + (i << 8) + rank", "test_training.py::test_determinism"),
-    (D + W, "        state[name].load_state_dict(values)\n", '        if name != "opt_D":\n            state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
-    (D + W, "        state[name].load_state_dict(values)\n", '        if name != "data":\n            state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
-    (D + W, "        state[name].load_state_dict(values)\n", '        if name != "G_ema":\n            state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
+    (D + W, "            state[name].load_state_dict(values)\n", '            if name != "opt_D":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
+    (D + W, "            state[name].load_state_dict(values)\n", '            if name != "data":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
+    (D + W, "            state[name].load_state_dict(values)\n", '            if name != "G_ema":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
     (D + W, 'return saved["step"]', 'return saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
     # modes
     (D + S, "copy.deepcopy(G).eval()", "copy.deepcopy(G.eval())", "test_main.py::test_modes_of_the_networks"),
