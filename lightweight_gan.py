@@ -213,7 +213,7 @@ class Generator(nn.Module):
         return self.end(maps[-1])
 
 
-class Conv(nn.Conv2d):
+class SNConv2d(nn.Conv2d):
     """A convolution for spectral_norm(), which computes the weight in float32 also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def conv(*shape, bias: bool = True) -> nn.Module:
 
     Its weights are initialized first, because from then on each forward pass computes `weight` from them anew.
     """
-    return spectral_norm(Conv(*shape, bias=bias).apply(init_weights))
+    return spectral_norm(SNConv2d(*shape, bias=bias).apply(init_weights))
 
 
 class Down(nn.Module):

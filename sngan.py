@@ -155,7 +155,7 @@ class Generator(nn.Module):
         return self.net(z[:, :, None, None])
 
 
-class Conv(nn.Conv2d):
+class SNConv2d(nn.Conv2d):
     """A convolution for spectral_norm(), which computes the weight in float32 also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def conv(*shape) -> nn.Module:
 
     Initialized before it is wrapped: from then on, each forward pass computes `weight` anew from the original weight.
     """
-    return spectral_norm(Conv(*shape).apply(init_weights))
+    return spectral_norm(SNConv2d(*shape).apply(init_weights))
 
 
 class Discriminator(nn.Module):

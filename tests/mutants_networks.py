@@ -48,7 +48,7 @@ MUTANTS = [
     (F, "large * self.net(small)", "large + self.net(small)", "test_lightweight.py::test_excitation_weighs_channels"),
     (F, "self.skip[k](x, maps[k])", "self.skip[k](x, maps[-1])", "test_lightweight.py::test_skips_and_decoders_fit_the_size"),
     (F, "up(c_in, c_out, conv)", "up(c_in, c_out)", "test_lightweight.py::test_spectral_norm_is_everywhere_in_D_and_nowhere_in_G"),
-    (F, "spectral_norm(Conv(*shape, bias=bias).apply(init_weights))", "spectral_norm(Conv(*shape, bias=bias))", "test_networks.py::test_initialisation"),
+    (F, "spectral_norm(SNConv2d(*shape, bias=bias).apply(init_weights))", "spectral_norm(SNConv2d(*shape, bias=bias))", "test_networks.py::test_initialisation"),
     (F, "pad(x, [most] * 4)", "pad(x, [most] * 4, mode='circular')", "test_lightweight.py::test_translation"),
     (F, "(n, 2)).tolist()", "(1, 2)).tolist() * n", "test_lightweight.py::test_translation"),
     (F, ".abs() > s / 4", ".abs() > s / 2", "test_lightweight.py::test_cutout"),

@@ -143,7 +143,7 @@ def test_layers_are_the_paper_s(script):
     """Catches BatchNorm at G's end or at D's start (DCGAN, section 3: samples oscillate), or in a critic that has none."""
     G, D, _ = build(script, "--size", "64")
     kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
-    kinds[1] = [kind.replace("ParametrizedConv", "Conv2d") for kind in kinds[1]]  # of sngan.py
+    kinds[1] = [kind.replace("ParametrizedSNConv2d", "Conv2d") for kind in kinds[1]]  # of sngan.py
     end = ["Dropout"] * (script in ("dcgan", "lsgan"))
     assert kinds[0] == ["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 4 + ["ConvTranspose2d", "Tanh"]
     assert kinds[1] == ["Conv2d", "LeakyReLU"] + ["Conv2d", *KINDS[script], "LeakyReLU"] * 3 + end
