@@ -354,6 +354,23 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
         average.copy_(b)
 
 
+@torch.no_grad()
+def measure_statistics(G_ema: nn.Module, draw):
+    """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
+
+    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    """
+    for module in G_ema.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all batches
+    torch.manual_seed(0)
+    G_ema.train()
+    for _ in range(16):
+        draw()
+    G_ema.eval()
+
+
 def setup(args) -> tuple[int, int]:
     """Choose the device and the precision, and join the processes that torchrun started.
 
@@ -512,6 +529,11 @@ def main(argv=None) -> dict:
     fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)
     shown = [row * len(y) // 8 for row in range(8)]
     fixed_y = y[shown].repeat_interleave(8, 0).to(args.device)
+
+    def draw() -> Tensor:
+        some = torch.randint(len(y), (common.GRID,))
+        return G_ema(noise(common.GRID, args), y[some].to(args.device))
+
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_y), rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
@@ -525,6 +547,7 @@ def main(argv=None) -> dict:
             update_ema(G_ema, G, decay)
             run.log(metrics)
             if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+                measure_statistics(G_ema, draw)
                 run.save(state)
 
     if world > 1:

@@ -290,6 +290,23 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
         average.copy_(b)
 
 
+@torch.no_grad()
+def measure_statistics(G_ema: nn.Module, draw):
+    """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
+
+    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    """
+    for module in G_ema.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all batches
+    torch.manual_seed(0)
+    G_ema.train()
+    for _ in range(16):
+        draw()
+    G_ema.eval()
+
+
 def setup(args) -> tuple[int, int]:
     """Choose the device and the precision, and join the processes that torchrun started.
 
@@ -411,6 +428,7 @@ def main(argv=None) -> dict:
             update_ema(G_ema, G, decay)
             run.log(metrics)
             if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+                measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args)))
                 run.save(state)
 
     if world > 1:

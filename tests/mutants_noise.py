@@ -93,6 +93,14 @@ MUTANTS = [
     (D + W, "            state[name].load_state_dict(values)\n", '            if name != "data":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
     (D + W, "            state[name].load_state_dict(values)\n", '            if name != "G_ema":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
     (D + W, 'return saved["step"]', 'return saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
+    # statistics of the average
+    (D + W, "measure_statistics(G_ema, lambda", "(lambda *_: None)(G_ema, lambda", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
+    (D, "module.reset_running_stats()", "pass", "test_statistics.py::test_statistics_in_closed_form"),
+    (D, "module.momentum = None", "pass", "test_statistics.py::test_statistics_in_closed_form"),
+    (D, "    torch.manual_seed(0)\n", "", "test_statistics.py::test_statistics_always_come_from_the_same_noise"),
+    (D, "    G_ema.train()\n    for", "    for", "test_statistics.py::test_statistics_in_closed_form"),
+    (D, "        draw()\n    G_ema.eval()\n", "        draw()\n", "test_statistics.py::test_statistics_in_closed_form"),
+    (D, "measure_statistics(G_ema, lambda: G_ema(noise(common.GRID", "measure_statistics(G_ema, lambda: G_ema(noise(8", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     # modes
     (D + S, "copy.deepcopy(G).eval()", "copy.deepcopy(G.eval())", "test_main.py::test_modes_of_the_networks"),
     (C, "copy.deepcopy(G).eval()", "copy.deepcopy(G)", "test_main.py::test_modes_of_the_networks"),

@@ -66,8 +66,9 @@ def test_batchnorm_counts_every_pass_in_training(any_script, images, tmp_path, m
             if isinstance(layer, nn.BatchNorm2d) and layer not in decoders(state[name]):
                 assert layer.num_batches_tracked == passes[name] > 0
                 assert layer.running_mean.abs().sum() > 0
-    for average, b in zip(state["G_ema"].buffers(), state["G"].buffers(), strict=True):
-        assert torch.equal(average, b)
+    for layer in state["G_ema"].modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.num_batches_tracked == 16  # of its own: see test_statistics.py
 
 
 def decoders(D) -> list:
@@ -171,6 +172,7 @@ def test_the_grid_has_noise_of_the_flag_s_kind(script, folder, tmp_path, monkeyp
     for kind in ("uniform", "normal"):
         drawn.clear()
         seen = []
+        monkeypatch.setattr(m, "measure_statistics", lambda *_: None, raising=False)  # draws 64 images, too
         monkeypatch.setattr(m.Generator, "forward", spy_on(m.Generator.forward, seen))
         run(script, folder, tmp_path / kind, "--steps", "1", "--noise", kind)
         monkeypatch.undo()
@@ -391,7 +393,7 @@ def test_each_numbered_checkpoint_is_of_its_step(any_script, images, tmp_path):
         update_ema(G_ema, G, decay)
         weights[next(steps)] = (
             {k: v.clone() for k, v in G.state_dict().items()},
-            {k: v.clone() for k, v in G_ema.state_dict().items()},
+            {k: v.clone() for k, v in G_ema.named_parameters()},
         )
 
     m.update_ema = spy
@@ -402,9 +404,8 @@ def test_each_numbered_checkpoint_is_of_its_step(any_script, images, tmp_path):
     for step in (2, 4):
         saved = torch.load(tmp_path / f"a/checkpoints/{step:06d}.pt", weights_only=True)
         assert saved["step"] == step and saved["script"] == any_script
-        assert same(dict(saved["state"]["G"]), weights[step][0]) and same(
-            dict(saved["state"]["G_ema"]), weights[step][1]
-        )
+        average = {k: v for k, v in saved["state"]["G_ema"].items() if k in weights[step][1]}
+        assert same(dict(saved["state"]["G"]), weights[step][0]) and same(average, weights[step][1])
     assert not same(weights[2][0], weights[4][0])
 
 

@@ -56,7 +56,8 @@ def test_weights_are_equal_and_noise_differs(launch, script):
     assert same(a["whole"]["opt_D"], b["whole"]["opt_D"]) and same(a["whole"]["opt_G"], b["whole"]["opt_G"])
     assert torch.equal(a["noises"][0], b["noises"][0])  # of the grid
     assert len(a["noises"]) == len(b["noises"]) > 5
-    drawn = [z for seen in (a, b) for z in seen["noises"][1:]]
+    # without that of the statistics, which is always the same
+    drawn = [z for seen in (a, b) for z in seen["noises"][1:] if len(z) != 64]
     assert all(len(z) == 4 for z in drawn)  # half of the batch each
     assert all(not torch.equal(x, y) for i, x in enumerate(drawn) for y in drawn[:i])
 
