@@ -4,16 +4,18 @@
 
     min_{G, Q} max_D  V(D, G) - lambda L_I        L_I = E log Q(c | G(z, c)) + H(c) <= I(c; G(z, c))
 
-What is specific to this file: Next to z, G gets a code c: a category and numbers in [-1, 1]. Q, further outputs of D's
-last layer, must recover the code from the image. So the code can come to stand for what is easy to see in images,
-although nobody labeled them.
+What is specific to this file: Next to z, G gets a code c: a category and numbers in [-1, 1]. Q, a second last layer on
+the feature maps of D, must recover the code from the image. So the code can come to stand for what is easy to see in
+images, although nobody labeled them.
 
 Q(c | x) is a softmax for the category and a Gaussian of standard deviation 1 for each number: -log Q is cross-entropy
 and half the squared error. L_I is in D's step and in G's step, as in the authors' code: the weights of Q belong to D's
 optimizer.
 
-Differs from the paper: G learns with the non-saturating loss (or --adv lsgan). Q's outputs are linear. The networks are
-DCGAN's. lambda is 0.1 for the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten
+Differs from the paper: z is normal (paper: uniform), which keeps G from showing little but the code; D has spectral
+normalization, as in sngan.py (paper: BatchNorm), all but Q, whose logits may be large (both measured: README,
+Experiments). G learns with the non-saturating loss (or --adv lsgan). Q is one linear layer. The networks are DCGAN's
+otherwise. lambda is 0.1 for the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten
 digits). The standard deviation is not learned (as in the authors' code for digits). G learns on the noise and codes
 that D has seen (authors: new ones). Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
@@ -36,7 +38,9 @@ import zlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, softplus
+from torch.nn.functional import conv2d, cross_entropy, one_hot, softplus
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 import common
 
@@ -79,7 +83,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--z-dim", type=common.between(1), default=62, help="length of the latent z; tiny values limit variety"
     )
     group.add_argument(
-        "--noise", choices=("normal", "uniform"), default="uniform", help="distribution of z: N(0, 1) or U(-1, 1)"
+        "--noise", choices=("normal", "uniform"), default="normal", help="distribution of z: N(0, 1) or U(-1, 1)"
     )
     group.add_argument(
         "--width",
@@ -205,6 +209,23 @@ class Generator(nn.Module):
         return self.net(z[:, :, None, None])
 
 
+class SNConv2d(nn.Conv2d):
+    """A convolution for spectral_norm(), which computes the weight in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight  # where spectral_norm() iterates and divides by sigma, at each access
+        return conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def conv(*shape) -> nn.Module:
+    """A convolution with spectral norm.
+
+    Initialized before it is wrapped: from then on, each forward pass computes `weight` anew from the original weight.
+    """
+    return spectral_norm(SNConv2d(*shape).apply(init_weights))
+
+
 class Discriminator(nn.Module):
     """Images (N, C, S, S) in [-1, 1] -> scores (N,), Q's logits and means (N, categories + codes); float32."""
 
@@ -215,24 +236,27 @@ class Discriminator(nn.Module):
         c_dim = args.categories + args.codes
 
         # (N, C, S, S) -> (N, w[0], S/2, S/2)
-        layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers = [conv(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
         for c_in, c_out in itertools.pairwise(w):
-            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
+            layers += [conv(c_in, c_out, 4, 2, 1), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers)
-        # (N, 8w, 4, 4) -> (N, 1 + c_dim, 1, 1)
-        self.heads = nn.Conv2d(w[-1], 1 + c_dim, base)
+        # (N, w[-1], base, base) -> (N, 1, 1, 1)
+        self.score = conv(w[-1], 1, base)
+        # (N, w[-1], base, base) -> (N, c_dim, 1, 1), without spectral norm, because logits may be large
+        self.q = nn.Conv2d(w[-1], c_dim, base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.net(x).float()
         # in float32, because bfloat16 would round away the difference between two large scores
         with torch.autocast(x.device.type, enabled=False):
-            out = self.heads(x).flatten(1)
-        return out[:, 0], out[:, 1:]  # D's score and Q are columns of one layer
+            return self.score(x).flatten(), self.q(x).flatten(1)
 
 
 def init_weights(module: nn.Module):
     """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    if is_parametrized(module):
+        return  # see conv()
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -275,7 +299,6 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     c = draw_codes(len(x_real), args)
     with autocast(args):
         x_fake = G(noise(len(x_real), args), c)  # with its graph: (2) uses it again
-        # two passes, so that BatchNorm normalizes real and generated images separately
         real, _ = D(x_real)
         fake, q = D(x_fake.detach())
         information, _, _ = info_loss(q, c, args)

@@ -17,7 +17,12 @@ MUTANTS = [
     (A, "if k > 0:", "if True:", "test_step.py::test_step_equals_the_algorithm_by_hand"),
     (A, "one_hot(k + 1, len(values) + 1)[:, 1:]", "one_hot(k.clamp(min=0), len(values))", "test_labels.py::test_encode_attributes"),
     (A, "if len(given) == 1 else -1", "if given else -1", "test_labels.py::test_encode_attributes"),
-    (A + Q, "out[:, 0], out[:, 1:]", "out[:, 0], out[:, 1:].softmax(1)", "test_conditions.py::test_heads_are_logits"),
+    (A, "out[:, 0], out[:, 1:]", "out[:, 0], out[:, 1:].softmax(1)", "test_conditions.py::test_heads_are_logits"),
+    (Q, "self.q(x).flatten(1)", "self.q(x).flatten(1).softmax(1)", "test_conditions.py::test_heads_are_logits"),
+    (Q, "self.q = nn.Conv2d(", "self.q = conv(", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
+    (Q, "self.score = conv(", "self.score = nn.Conv2d(", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
+    (Q, "layers += [conv(c_in", "layers += [nn.Conv2d(c_in", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
+    (Q, "spectral_norm(SNConv2d(*shape).apply(init_weights))", "spectral_norm(SNConv2d(*shape))", "test_networks.py::test_initialisation"),
     (A, "[z, vectors(y, self.groups)]", "[z, 0 * vectors(y, self.groups)]", "test_conditions.py::test_condition_and_noise_both_matter"),
     (A + T, "].repeat_interleave(8, 0)", "].repeat(8, 1)", "test_training.py::test_files_of_a_run"),
     # captions

@@ -64,9 +64,9 @@ MUTANTS = [
     (D, "loss_G = g_loss(D(x_fake))", "loss_G = g_loss(D(x_fake.detach() + 0 * x_fake))", "test_step.py::test_step_equals_the_algorithm_by_hand"),
     # networks
     (D + L, "        layers += [nn.Dropout(args.dropout)]\n", "        layers.insert(2, nn.Dropout(args.dropout))\n", "test_networks.py::test_dropout_is_before_the_last_convolution_of_D_only"),
-    (S, "self.score = conv(w[-1], 1, base)", "self.score = nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),
+    (S, "self.score = conv(w[-1], 1, base)", "self.score = nn.Conv2d(w[-1], 1, base)", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
     (S, "spectral_norm(SNConv2d(*shape).apply(init_weights))", "spectral_norm(SNConv2d(*shape))", "test_networks.py::test_initialisation"),
-    (S, "layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1)", "layers += [spectral_norm(nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1))", "test_networks.py::test_sngan_normalises_every_layer_of_D_and_none_of_G"),
+    (S, "layers += [nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1)", "layers += [spectral_norm(nn.ConvTranspose2d(w[-1], args.channels, 4, 2, 1))", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
     (S, "layers += [conv(c_in, c_out, 4, 2, 1), nn", "layers += [conv(c_in, c_out, 4, 2, 1), nn.BatchNorm2d(c_out), nn", "test_networks.py::test_layers_are_the_paper_s"),
     (D + W, "nn.init.normal_(module.weight, 1.0, 0.02)", "nn.init.normal_(module.weight, 0.0, 0.02)", "test_networks.py::test_initialisation"),
     (D + W, "nn.init.normal_(module.weight, 0.0, 0.02)", "nn.init.normal_(module.weight, 0.0, 0.05)", "test_networks.py::test_initialisation"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import HEADS, PLAIN, condition, module, scores, settings
+from conftest import PLAIN, condition, module, scores, settings
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -52,7 +52,7 @@ def test_scores_are_unbounded_float32(script):
     c = condition(script, 8, args)
     x, D = G(module(script).noise(8, args), *c).detach(), D.eval()
     before = scores(script, D, x, c)
-    last = D.linear if script == "r3gan" else D.heads if script in HEADS else D.score
+    last = D.linear if script == "r3gan" else D.heads if script == "acgan" else D.score
     last.register_forward_hook(lambda layer, inputs, output: 1000 * output)
     torch.testing.assert_close(scores(script, D, x, c), 1000 * before, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,10 +168,14 @@ def test_dropout_is_before_the_last_convolution_of_D_only(script):
     assert torch.equal(D(x), D(x))
 
 
-def test_sngan_normalises_every_layer_of_D_and_none_of_G():
-    """Catches a layer that was forgotten, spectral norm in G, and an iteration that does not converge: oracle is the SVD."""
-    G, D, _ = build("sngan", "--size", "32", "--width", "16")
-    layers = [layer for layer in D.modules() if isinstance(layer, nn.Conv2d)]
+@pytest.mark.parametrize("script", ["sngan", "infogan"])
+def test_every_layer_of_D_is_normalised_and_none_of_G(script):
+    """Catches a layer that was forgotten, spectral norm in G or in Q, and an iteration that does not converge: oracle is the SVD."""
+    G, D, _ = build(script, "--size", "32", "--width", "16")
+    if script == "infogan":
+        assert type(D.q) is nn.Conv2d and not is_parametrized(D.q)
+    layers = [layer for name, layer in D.named_modules() if isinstance(layer, nn.Conv2d) and name != "q"]
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in D.modules())
     assert len(layers) == 4 and not any(is_parametrized(layer) for layer in G.modules())
     assert all(layer.parametrizations.weight[0].n_power_iterations == 1 for layer in layers)
     with torch.no_grad():  # away from the start, where the iteration had a head start

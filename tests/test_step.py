@@ -188,7 +188,7 @@ def infogan_by_hand(G, D, batches, args):
     """One step of D and Q, one of G; -log of a softmax and of Gaussians of spread 1 at the codes that made the images."""
     k, m = args.categories, args.codes
     c = torch.cat([torch.eye(k)[torch.randint(k, (8,))], torch.empty(8, m).uniform_(-1, 1)], 1)
-    z = torch.empty(8, 8).uniform_(-1, 1)
+    z = torch.randn(8, 8)
 
     def information(q):
         category = (torch.log_softmax(q[:, :k], 1) * c[:, :k]).sum(1).mean()
@@ -373,7 +373,6 @@ DEFAULTS["r3gan"] = ADAM | {"beta1": 0, "beta2": 0.9, "z_dim": 64, "act": None, 
 DEFAULTS["infogan"] = ADAM | {
     "lr_g": 1e-3,
     "z_dim": 62,
-    "noise": "uniform",
     "info_cat": 1,
     "info_con": 0.1,
     "adv": "ns",
