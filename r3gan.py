@@ -58,7 +58,7 @@ PRESET = {
     "log_every": 40,
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "blocks")
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "stem", "blocks")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -104,6 +104,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=common.between(1),
         default=64,
         help="channels of the largest feature map of G and D; more gives finer images and slower steps",
+    )
+    group.add_argument(
+        "--stem",
+        type=int,
+        choices=(1, 2, 4),
+        default=1,
+        help="width of the squares of pixels that become one pixel of the largest map; above 1 is faster and coarser",
     )
     group.add_argument(
         "--blocks",
@@ -162,12 +169,12 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def stages(args) -> list[tuple[int, int]]:
-    """(channels, blocks) of each feature map, from the largest, S pixels wide, to the smallest, 4 to 7 pixels wide.
+    """(channels, blocks) of each feature map, from the largest, S/stem wide, to the smallest, 4 to 7 pixels wide.
 
     Channels double as the map halves, up to 8 times the width. --size 32 --width 16 --blocks 1 2 gives
-    [(16, 1), (32, 2), (64, 2), (128, 2)].
+    [(16, 1), (32, 2), (64, 2), (128, 2)]; with --stem 2, there are three.
     """
-    levels = int(math.log2(args.size / 4)) + 1
+    levels = int(math.log2(args.size / args.stem / 4)) + 1
     found = []
     for level in range(levels):
         channels = args.width * min(2**level, 8)
@@ -217,20 +224,20 @@ class Generator(nn.Module):
         super().__init__()
         levels = stages(args)[::-1]  # from the smallest map to the largest
         depth = sum(blocks for _, blocks in levels)
-        base = args.size >> (len(levels) - 1)  # width of the smallest map; --size 64: 4 -> 8 -> 16 -> 32 -> 64
+        base = args.size // args.stem >> (len(levels) - 1)  # of the smallest map; --size 64: 4 -> 8 -> 16 -> 32 -> 64
         c, blocks = levels[0]
 
         # (N, z_dim) -> (N, 8w, 4, 4): a learned map whose channels are scaled by numbers that depend on z
         self.basis = nn.Parameter(torch.randn(c, base, base))
         self.linear = nn.Linear(args.z_dim, c, bias=False)
         layers = [Block(c, depth) for _ in range(blocks)]
-        # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, w, S, S)
+        # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, w, S/stem, S/stem)
         for c_out, blocks in levels[1:]:
             layers += [Resample(c, c_out, up=True)]
             layers += [Block(c_out, depth) for _ in range(blocks)]
             c = c_out
-        # (N, w, S, S) -> (N, C, S, S)
-        layers += [nn.Conv2d(c, args.channels, 1, bias=False)]
+        # -> (N, C stem^2, S/stem, S/stem) -> (N, C, S, S)
+        layers += [nn.Conv2d(c, args.channels * args.stem**2, 1, bias=False), nn.PixelShuffle(args.stem)]
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -244,11 +251,11 @@ class Discriminator(nn.Module):
         super().__init__()
         levels = stages(args)
         depth = sum(blocks for _, blocks in levels)
-        base = args.size >> (len(levels) - 1)
+        base = args.size // args.stem >> (len(levels) - 1)
         c, blocks = levels[0]
 
-        # (N, C, S, S) -> (N, w, S, S)
-        layers = [nn.Conv2d(args.channels, c, 1, bias=False)]
+        # (N, C, S, S) -> (N, C stem^2, S/stem, S/stem) -> (N, w, S/stem, S/stem)
+        layers = [nn.PixelUnshuffle(args.stem), nn.Conv2d(args.channels * args.stem**2, c, 1, bias=False)]
         layers += [Block(c, depth) for _ in range(blocks)]
         # (N, c, s, s) -> (N, c_out, s/2, s/2), down to (N, 8w, 4, 4)
         for c_out, blocks in levels[1:]:

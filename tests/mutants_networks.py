@@ -77,6 +77,8 @@ MUTANTS = [
     (R, 'mode="bilinear", antialias=True', 'mode="bilinear"', "test_r3gan.py::test_resampling"),
     (R, ' * nn.init.calculate_gain("leaky_relu", 0.2)', "", "test_r3gan.py::test_variance_is_kept_through_depth"),
     (R, "levels = stages(args)[::-1]", "levels = [(c, n) for (c, _), (_, n) in zip(stages(args)[::-1], stages(args))]", "test_r3gan.py::test_stages"),
+    (R, "args.size / args.stem / 4", "args.size / 4", "test_r3gan.py::test_stem"),
+    (R, "[nn.PixelUnshuffle(args.stem), nn.Conv2d(args.channels * args.stem**2,", "[nn.Upsample(scale_factor=1 / args.stem), nn.Conv2d(args.channels,", "test_r3gan.py::test_stem"),
     (R, "args.penalty_every * annealed", "annealed", "test_r3gan.py::test_schedules"),
     (R, "annealed(lr, lr / 4, i, args)", "annealed(lr, lr / 4, i - start, args)", "test_r3gan.py::test_schedules"),
     (R, "    real = D(x)\n    fake = D(y)\n", "    with autocast(args):\n        real = D(x)\n        fake = D(y)\n", "test_r3gan.py::test_penalties_are_in_float32"),
@@ -86,13 +88,14 @@ MUTANTS = [
     # resuming with other flags
     (Y, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_rates_and_betas_of_this_start_win"),
     (R, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_kernels_are_those_of_this_device"),
-    (R, '"width", "blocks")', '"width")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
+    (R, '"width", "stem", "blocks")', '"width", "blocks")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
+    (R, '"stem", "blocks")', '"stem")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
     (Y, '("channels", "width", "blocks")', '("channels", "width")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
     # samples and the labels beside them
     (F + R, "lambda: G_ema(noise(args.batch, args))", "lambda: G_ema(torch.randn(args.batch, args.z_dim))", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
     # ends of networks
-    (R, "nn.Conv2d(c, args.channels, 1, bias=False)]", "nn.Conv2d(c, args.channels, 1, bias=False), nn.Tanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
-    (R, "nn.Conv2d(c, args.channels, 1, bias=False)]", "nn.Conv2d(c, args.channels, 1, bias=False), nn.Hardtanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
+    (R, "nn.PixelShuffle(args.stem)]", "nn.PixelShuffle(args.stem), nn.Tanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
+    (R, "nn.PixelShuffle(args.stem)]", "nn.PixelShuffle(args.stem), nn.Hardtanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
     # more than one machine
     (Y, "flat /= dist.get_world_size()", 'flat /= int(os.environ["LOCAL_WORLD_SIZE"])', "test_main.py::test_gradients_are_divided_by_all_processes"),
     (R, "if args.batch % world:", "if args.batch < world:", "test_main.py::test_setup_on_cpus"),

@@ -350,7 +350,7 @@ NETWORKS = {
 }  # flags that change the networks, and other values
 OF_NETWORKS = dict.fromkeys(SCRIPTS, NETWORKS) | {name: NETWORKS | {"act": "lrelu"} for name in PLAIN}
 OF_NETWORKS["infogan"] = OF_NETWORKS["infogan"] | {"categories": "9", "codes": "3"}
-OF_NETWORKS["r3gan"] = NETWORKS | {"blocks": "3"}
+OF_NETWORKS["r3gan"] = NETWORKS | {"blocks": "3", "stem": "2"}
 OF_NETWORKS["cyclegan"] = {"channels": "1", "width": "5", "blocks": "2"}
 
 

@@ -139,9 +139,10 @@ def test_D_mirrors_G():
     """Catches layers that one of the two has and the other has not, and biases at the ends."""
     G, D, _ = build("r3gan", "--size", "48", "--width", "6")
     kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
+    assert kinds[0].pop() == "PixelShuffle" and kinds[1].pop(0) == "PixelUnshuffle"
     assert kinds[0] == kinds[1][::-1] and kinds[0].count("Block") == 2 * 4 and kinds[0].count("Resample") == 3
     assert G.basis.shape == D.basis.shape == (48, 6, 6)
-    assert G.net[-1].bias is None and D.net[0].bias is None and D.linear.bias is None and G.linear.bias is None
+    assert G.net[-2].bias is None and D.net[1].bias is None and D.linear.bias is None and G.linear.bias is None
     x = torch.randn(3, 3, 48, 48)
     torch.testing.assert_close(D(x), D.linear(torch.einsum("cij,ncij->nc", D.basis, D.net(x)))[:, 0])
 
@@ -156,6 +157,25 @@ def test_stages():
         widths = [block.net[0].in_channels for block in blocks][:: 1 if net is D else -1]
         assert widths == [2, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16]
         assert {block.scale for block in blocks} == {11**-0.25}
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_stem(stem):
+    """Catches maps of another size than S/stem, pixels that are lost or mixed up, and a stem that one network has alone."""
+    flags = ["--size", "48", "--width", "2", "--stem", str(stem)]
+    assert len(m.stages(settings("r3gan", *flags))) == {1: 4, 2: 3, 4: 2}[stem]
+    G, D, _ = build("r3gan", *flags)
+    assert G.basis.shape[1:] == D.basis.shape[1:] == (6, 6)
+    sizes = []
+    for layer in (*G.modules(), *D.modules()):
+        if isinstance(layer, m.Block):
+            layer.register_forward_hook(lambda layer, inputs, output: sizes.append(output.shape[2]))
+    x = G(torch.randn(2, 8))
+    assert x.shape == (2, 3, 48, 48) and D(x).shape == (2,) and max(sizes) == 48 // stem and min(sizes) == 6
+    torch.testing.assert_close(G.net[-1](D.net[0](x)), x)
+    # each pixel of a square has a channel of its own
+    lit = torch.eye(stem**2).view(-1, 1, stem, stem)
+    assert sorted(D.net[0](lit).flatten(1).argmax(1).tolist()) == list(range(stem**2))
 
 
 def test_groups_divide_any_width():
@@ -221,7 +241,7 @@ def test_penalties_are_in_float32(monkeypatch):
     penalty = m.zero_centered_penalty
     monkeypatch.setattr(m, "zero_centered_penalty", lambda x, s: kinds.append((x.dtype, s.dtype)) or penalty(x, s))
     inside = []
-    D.net[1].register_forward_hook(lambda layer, inputs, out: inside.append(out.dtype))
+    D.net[2].register_forward_hook(lambda layer, inputs, out: inside.append(out.dtype))
     opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.01), torch.optim.SGD(D.parameters(), 0.01)
     m.train_step(G, D, opt_G, opt_D, iter([torch.rand(8, 3, 16, 16)]), args, 2.0)
     assert kinds == [(torch.float32, torch.float32)] * 2
