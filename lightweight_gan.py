@@ -246,9 +246,9 @@ class Down(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, S, S) -> scores (N,), float32, and two feature maps for the decoders.
+    """Images (N, C, S, S) -> scores (N,), float32, and the last two feature maps, for the decoders.
 
-    The maps are 16 to 28 pixels wide (large) and 8 to 14 pixels wide (small).
+    The maps are 8 to 14 pixels wide (large) and 4 to 7 pixels wide (small).
     """
 
     def __init__(self, args):
@@ -256,21 +256,19 @@ class Discriminator(nn.Module):
         w = widths(args)[1:]  # of the maps from S/2 to 4 pixels
         base = args.size >> len(w)
 
-        # (N, C, S, S) -> (N, w, S/2, S/2) -> ... -> (N, c, 16, 16)
+        # (N, C, S, S) -> (N, w, S/2, S/2) -> ... -> (N, c, 8, 8)
         self.large = nn.Sequential(conv(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2))
-        self.large.extend(Down(c_in, c_out) for c_in, c_out in itertools.pairwise(w[:-2]))
-        # -> (N, c, 8, 8)
-        self.small = Down(w[-3], w[-2])
+        self.large.extend(Down(c_in, c_out) for c_in, c_out in itertools.pairwise(w[:-1]))
         # -> (N, c, 4, 4) -> (N, 1, 1, 1)
-        self.end = Down(w[-2], w[-1])
+        self.small = Down(w[-2], w[-1])
         self.score = conv(w[-1], 1, base)
         # outside forward(): reconstruction_loss() calls them, for real images only
-        self.whole = self.decoder(w[-2], args)
-        self.quarter = self.decoder(w[-3], args)
+        self.whole = self.decoder(w[-1], args)
+        self.quarter = self.decoder(w[-2], args)
 
     def decoder(self, c: int, args) -> nn.Sequential:
-        """(N, c, 8, 8) -> images (N, C, S/2, S/2) in [-1, 1], above 256 px (N, C, 128, 128); 8 stands for 8 to 14."""
-        doublings = min(4, len(widths(args)) - 3)
+        """(N, c, 4, 4) -> images (N, C, S/2, S/2) in [-1, 1], above 256 px (N, C, 128, 128); 4 stands for 4 to 7."""
+        doublings = min(5, len(widths(args)) - 2)
         narrow = [max(args.width, c >> (k + 3)) for k in range(doublings)]  # c/8, c/16, ..., at least the width
         layers = [up(c_in, c_out, conv) for c_in, c_out in itertools.pairwise([c, *narrow])]
         return nn.Sequential(*layers, conv(narrow[-1], args.channels, 3, 1, 1), nn.Tanh())
@@ -278,10 +276,9 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         large = self.large(x)
         small = self.small(large)
-        x = self.end(small).float()
         # in float32, because bfloat16 would round away the difference between two large scores
         with torch.autocast(x.device.type, enabled=False):
-            scores = self.score(x).flatten()
+            scores = self.score(small.float()).flatten()
         return scores, large, small
 
 

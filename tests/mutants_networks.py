@@ -47,6 +47,7 @@ MUTANTS = [
     (F, "nn.Conv2d(c_large, c_large, 1),\n            nn.Sigmoid()", "nn.Conv2d(c_large, c_large, 1),\n            nn.Tanh()", "test_lightweight.py::test_excitation_weighs_channels"),
     (F, "large * self.net(small)", "large + self.net(small)", "test_lightweight.py::test_excitation_weighs_channels"),
     (F, "self.skip[k](x, maps[k])", "self.skip[k](x, maps[-1])", "test_lightweight.py::test_skips_and_decoders_fit_the_size"),
+    (F, "return scores, large, small", "return scores, large, small.detach()", "test_lightweight.py::test_reconstruction_reaches_D_and_comes_from_reals_only"),
     (F, "up(c_in, c_out, conv)", "up(c_in, c_out)", "test_lightweight.py::test_spectral_norm_is_everywhere_in_D_and_nowhere_in_G"),
     (F, "spectral_norm(SNConv2d(*shape, bias=bias).apply(init_weights))", "spectral_norm(SNConv2d(*shape, bias=bias))", "test_networks.py::test_initialisation"),
     (F, "pad(x, [most] * 4)", "pad(x, [most] * 4, mode='circular')", "test_lightweight.py::test_translation"),
