@@ -97,7 +97,7 @@ MUTANTS = [
     (D + W, "measure_statistics(G_ema, lambda", "(lambda *_: None)(G_ema, lambda", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     (D, "module.reset_running_stats()", "pass", "test_statistics.py::test_statistics_in_closed_form"),
     (D, "module.momentum = None", "pass", "test_statistics.py::test_statistics_in_closed_form"),
-    (D, "    torch.manual_seed(0)\n", "", "test_statistics.py::test_statistics_always_come_from_the_same_noise"),
+    (D, "    torch.manual_seed(zlib.crc32(b\"statistics\"))  # not the noise of any likely --seed\n", "", "test_statistics.py::test_statistics_always_come_from_the_same_noise"),
     (D, "    G_ema.train()\n    for", "    for", "test_statistics.py::test_statistics_in_closed_form"),
     (D, "        draw()\n    G_ema.eval()\n", "        draw()\n", "test_statistics.py::test_statistics_in_closed_form"),
     (D, "measure_statistics(G_ema, lambda: G_ema(noise(common.GRID", "measure_statistics(G_ema, lambda: G_ema(noise(8", "test_statistics.py::test_the_average_has_statistics_of_its_own"),

@@ -149,6 +149,7 @@ BOUNDS = {  # flag -> the least and the greatest value that is taken, and values
     "decay": ("1", "1000000", "0"),
     "load-size": ("0", "300", "-1"),
     "gamma": ("0", "1000", "-1 nan"),
+    "stem": ("1", "4", "0 3 8 1.5"),
     "penalty-every": ("1", "100", "0"),
     "anneal": ("1", "1000000", "0"),
     "augment": ("translation", "cutout", "blur"),

@@ -281,7 +281,7 @@ def test_files_are_clipped_where_G_has_no_tanh(folder, tmp_path):
     out = tmp_path / "run"
     state = run("r3gan", folder, out, "--steps", "1")
     saved = torch.load(out / "last.pt", weights_only=True)
-    last = f"net.{len(state['G'].net) - 1}.weight"
+    last = f"net.{len(state['G'].net) - 2}.weight"
     saved["state"]["G_ema"][last] = torch.full_like(saved["state"]["G_ema"][last], 50)
     torch.save(saved, out / "last.pt")
     module("r3gan").main(["--out", str(out), "--device", "cpu", "--sample", "8"])
