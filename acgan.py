@@ -18,7 +18,7 @@ values of a group are equally likely, unless --sample-labels asks for others.
     python acgan.py --out runs/cartoons --sample 100 --sample-labels testing_labels.txt      # in turn, one per row
 
 Result of the first command: 10,000 steps in 1.9 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 99 % ± 0 can
-be read as a face; hair is as requested in 100 % ± 0, eyes in 100 % ± 0, glasses in 98 % ± 0 (3 seeds: mean ± standard
+be read as a face; hair is as requested in 100 % ± 0, eyes in 99 % ± 0, glasses in 98 % ± 0 (3 seeds: mean ± standard
 deviation; read by faces.py).
 """
 

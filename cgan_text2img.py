@@ -658,7 +658,7 @@ def main(argv=None) -> dict:
     fixed_t = t[shown, 0].repeat_interleave(8, 0).to(args.device)
 
     def draw() -> Tensor:
-        some = torch.randint(len(t), (common.GRID,))
+        some = torch.randint(len(t), (common.GRID,))  # of several captions of an image, the first stands for all
         return G_ema(noise(common.GRID, args), t[some, 0].to(args.device))
 
     with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_t), rank) as run:

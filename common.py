@@ -204,7 +204,7 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
             "--sample-mode",
             choices=("eval", "batch"),
             default="eval",
-            help="BatchNorm statistics for --sample: running averages (eval) or those of each batch (batch)",
+            help="BatchNorm statistics for --sample: those of the checkpoint (eval) or of each batch (batch)",
         )
     group.add_argument("--checkpoint", help="checkpoint for --resume and --sample; None: OUT/last.pt")
 

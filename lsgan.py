@@ -16,7 +16,7 @@ G's weights (arXiv 1710.10196).
     torchrun --nproc-per-node=8 lsgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps in 1.9 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 87 % ± 3 can
-be read as a face, with 117 ± 10 of the 132 combinations of hair and eyes (3 seeds: mean ± standard deviation; read by
+be read as a face, with 116 ± 8 of the 132 combinations of hair and eyes (3 seeds: mean ± standard deviation; read by
 faces.py).
 """
 

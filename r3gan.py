@@ -12,12 +12,12 @@ a grouped 3x3 convolution, and a 1x1 projection that starts at zero.
 
 Differs from the authors' code: channels double from the largest map to the smallest, up to 8 times (theirs for FFHQ:
 768 from 4 to 32 pixels, then half at each size); batch 64 (256); no augmentation; G learns from the noise and the real
-images that D has just seen; --ema is per step (theirs: a half-life that rises to 500,000 images). With
---penalty-every k, as in the preset, R1 and R2 are computed only in every k-th step and multiplied by k. That is not
-quite the same under Adam: D then moves more slowly where the penalties dominate. Learning rates fall to a quarter,
-gamma and 1 - beta2 to a tenth, along a cosine over --anneal steps, which should be as many as --steps. The authors'
-gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from an exponential moving average of G's weights
-(arXiv 1710.10196).
+images that D has just seen; --ema is per step (theirs: a half-life that rises to 500,000 images). --stem k gathers
+squares of k x k pixels (theirs: none). With --penalty-every k, as in the preset, R1 and R2 are computed only in every
+k-th step and multiplied by k. That is not quite the same under Adam: D then moves more slowly where the penalties
+dominate. Learning rates fall to a quarter, gamma and 1 - beta2 to a tenth, along a cosine over --anneal steps, which
+should be as many as --steps. The authors' gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from an
+exponential moving average of G's weights (arXiv 1710.10196).
 
     python r3gan.py                                               # built-in faces, minutes on a CPU
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -110,7 +110,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         choices=(1, 2, 4),
         default=1,
-        help="width of the squares of pixels that become one pixel of the largest map; above 1 is faster and coarser",
+        help="width of the squares of pixels that become one pixel of the largest map; above 1 is faster",
     )
     group.add_argument(
         "--blocks",

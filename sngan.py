@@ -17,7 +17,7 @@ weights (arXiv 1710.10196).
     torchrun --nproc-per-node=8 sngan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps, n_critic 1, in 2.4 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
-87 % ± 1 can be read as a face, with 123 ± 1 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
+87 % ± 1 can be read as a face, with 124 ± 1 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
 deviation; read by faces.py).
 """
 

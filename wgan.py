@@ -17,7 +17,7 @@ of G's weights (arXiv 1710.10196).
     torchrun --nproc-per-node=8 wgan.py --path data/anime --out runs/anime8
 
 Result of the first command: 10,000 steps, n_critic 2, in 3.5 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
-17 % ± 2 can be read as a face, with 23 ± 1 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
+18 % ± 2 can be read as a face, with 23 ± 3 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
 deviation; read by faces.py). 83 % have the layout of a face, but the two eyes seldom have the same color.
 """
 

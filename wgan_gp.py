@@ -18,7 +18,7 @@ of G's weights (arXiv 1710.10196).
     torchrun --nproc-per-node=8 wgan_gp.py --path data/anime --out runs/anime8
 
 Result of the first command: 9,000 steps, n_critic 1, in 2.9 minutes on two CPU cores, torch 2.14.1; of 2,000 samples
-79 % ± 5 can be read as a face, with 119 ± 7 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
+79 % ± 5 can be read as a face, with 120 ± 9 of the 132 combinations of hair and eyes (3 seeds: mean ± standard
 deviation; read by faces.py).
 """
 

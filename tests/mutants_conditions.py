@@ -55,7 +55,7 @@ MUTANTS = [
     # modes
     (T, "copy.deepcopy(G).eval()", "copy.deepcopy(G.eval())", "test_main.py::test_modes_of_the_networks"),
     (A, "copy.deepcopy(G).eval().requires_grad_(False)", "copy.deepcopy(G).eval()", "test_main.py::test_modes_of_the_networks"),
-    (A + T, "(common.GRID,))\n", "(1,)).repeat(common.GRID)\n", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
+    (A + T, "(common.GRID,))", "(1,)).repeat(common.GRID)", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     (Q, "draw_codes(common.GRID, args))", "grid_codes(args)[:1].expand(common.GRID, -1))", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     (Q, "lambda: G_ema(fixed_z, fixed_c)", "lambda: G_ema.train()(fixed_z, fixed_c)", "test_main.py::test_modes_of_the_networks"),
     # resuming with other flags
