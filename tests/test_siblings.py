@@ -106,6 +106,12 @@ def test_plumbing_is_the_same_text(script):
     assert source(script).split(RULER)[1].split(END)[0] == block
 
 
+def test_spectral_norm_is_the_same_text():
+    """Catches a mend of sngan.py's layers that did not reach infogan.py's and lightweight_gan.py's."""
+    assert function("infogan", "SNConv2d") == function("lightweight_gan", "SNConv2d") == function("sngan", "SNConv2d")
+    assert function("infogan", "conv") == function("sngan", "conv")
+
+
 def test_order_of_a_script(script):
     """Catches a script that starts from blank instead of from its nearest sibling."""
     text = source(script)
