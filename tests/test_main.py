@@ -30,9 +30,17 @@ def test_modes_of_the_networks(any_script, images, tmp_path, monkeypatch):
         return train_step(G, D, *rest)
 
     monkeypatch.setattr(m, "train_step", spy)
+    update_ema, modes = m.update_ema, []
+
+    def spy_on_average(G_ema, *rest):
+        modes.extend(net.training for net in G_ema.modules())
+        update_ema(G_ema, *rest)
+
+    monkeypatch.setattr(m, "update_ema", spy_on_average)
     state = run(any_script, images, tmp_path / "a", "--steps", "3", *OFTEN)
     resumed = run(any_script, images, tmp_path / "a", "--steps", "4", "--resume")
-    assert len(seen) == 4 and all(all(modes) for modes in seen)
+    assert len(seen) == 4 and all(all(net) for net in seen)
+    assert modes and not any(modes)  # from the first step on
     for nets in (state, resumed):
         for name in ("G", "D"):
             assert all(net.training for net in nets[name].modules()), name
