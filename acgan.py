@@ -28,6 +28,7 @@ import itertools
 import math
 import os
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -476,7 +477,8 @@ def read_attributes(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
 def wanted(args) -> Tensor:
     """y of the images of --sample: the rows of --sample-labels in turn, or random values.
 
-    There is a batch more than --sample asks for, because the last batch is drawn whole.
+    With --seeds and --walk, all images have the first of them. There is a batch more than --sample asks for, because
+    the last batch is drawn whole.
     """
     count = args.sample + args.batch
     if args.sample_labels:
@@ -487,24 +489,55 @@ def wanted(args) -> Tensor:
         if not any(found):
             common.fail(f"--sample-labels {args.sample_labels} names no attribute: expected {', '.join(args.groups)}")
         y = encode(found, args.groups)
-        return y[torch.arange(count) % len(y)]
+    else:
+        # a generator of its own, so that the noise does not depend on the number of images
+        own = torch.Generator().manual_seed(args.seed)
+        sizes = torch.tensor([len(values) for values in args.groups.values()])
+        y = (torch.rand(count, len(sizes), generator=own) * sizes).long()
 
-    # a generator of its own, so that the noise does not depend on the number of images
-    own = torch.Generator().manual_seed(args.seed)
-    sizes = torch.tensor([len(values) for values in args.groups.values()])
-    return (torch.rand(count, len(sizes), generator=own) * sizes).long()
+    if args.seeds or args.walk:
+        y = y[:1]
+    return y[torch.arange(count) % len(y)]
+
+
+def latents(args) -> Iterator[Tensor]:
+    """Batches of z (n, z_dim): those of --walk or, in turn and without end, those of --seeds or of --sample."""
+    if args.walk:
+        # a circle around 0 through two draws of N(0, I): each of its points is distributed like such a draw
+        start, quarter = torch.randn(2, args.z_dim, device=args.device)
+        angle = torch.arange(args.walk, device=args.device)[:, None] * (2 * math.pi / args.walk)
+        z = angle.cos() * start + angle.sin() * quarter
+        if args.noise == "uniform":
+            z = torch.erf(z / math.sqrt(2))  # N(0, 1) becomes U(-1, 1)
+        yield from z.split(args.batch)
+        return
+
+    while True:
+        if args.seeds:
+            for seed in args.seeds:
+                torch.manual_seed(seed)
+                yield noise(1, args)
+        else:
+            yield noise(args.batch, args)
 
 
 def sample(G_ema: nn.Module, args):
-    """Write --sample images, drawn by the moving average of the checkpoint, with their attributes in labels.csv."""
+    """Write the images of --sample or --seeds, drawn by the moving average of the checkpoint, with their attributes in
+    labels.csv, or the GIF of --walk."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
     torch.manual_seed(args.seed)
     y = wanted(args)
-    batches = iter(y.to(args.device).split(args.batch))
     rows = [decode(row, args.groups) for row in y.tolist()]
-    common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(batches)), rows)
+    batches = latents(args)
+    y = iter(y.to(args.device))
+
+    def generate() -> Tensor:
+        z = next(batches)
+        return G_ema(z, torch.stack([next(y) for _ in z]))
+
+    common.write_samples(args, generate, rows)
 
 
 def main(argv=None) -> dict:

@@ -600,10 +600,10 @@ def rows_of(prompts: list[tuple[str, str]], each: int) -> list[dict[str, str]]:
 
 
 def wanted(args) -> tuple[Iterator[Tensor], list[dict[str, str]]]:
-    """Batches of t for --sample, and the row of labels.csv of each image.
+    """t for --sample, one caption after another, and the row of labels.csv of each image.
 
-    Prompts are drawn --sample times each, so that args.sample becomes the number of all images. Without prompts, the
-    captions of the training come in turn, or, without rows, the vectors of --embeddings.
+    Prompts are drawn --sample times each, or once with each of --seeds, so that args.sample becomes the number of all
+    images. Without prompts, the captions of the training come in turn, or, without rows, the vectors of --embeddings.
     """
     prompts = read_prompts(args)
     if prompts:
@@ -616,22 +616,77 @@ def wanted(args) -> tuple[Iterator[Tensor], list[dict[str, str]]]:
         t = encode([row["caption"] for row in rows], args)
     else:
         t = labels.read_embeddings(args.embeddings)
+    if args.seeds and not prompts:
+        t = t[:1]  # an image depends on its seed alone, not on its place
 
     # in turn, and a batch more than --sample asks for, because the last batch is drawn whole
     turns = [i % len(t) for i in range(args.sample + args.batch)]
-    batches = t[turns].to(args.device).split(args.batch)
     shown = [rows[i] for i in turns] if rows else []
-    return iter(batches), shown
+    return iter(t[turns].to(args.device)), shown
+
+
+def latents(args) -> Iterator[Tensor]:
+    """Batches of z (n, z_dim): those of --walk or, in turn and without end, those of --seeds or of --sample."""
+    if args.walk:
+        # a circle around 0 through two draws of N(0, I): each of its points is distributed like such a draw
+        start, quarter = torch.randn(2, args.z_dim, device=args.device)
+        angle = torch.arange(args.walk, device=args.device)[:, None] * (2 * math.pi / args.walk)
+        z = angle.cos() * start + angle.sin() * quarter
+        if args.noise == "uniform":
+            z = torch.erf(z / math.sqrt(2))  # N(0, 1) becomes U(-1, 1)
+        yield from z.split(args.batch)
+        return
+
+    while True:
+        if args.seeds:
+            for seed in args.seeds:
+                torch.manual_seed(seed)
+                yield noise(1, args)
+        else:
+            yield noise(args.batch, args)
+
+
+def walk(G_ema: nn.Module, args) -> Iterator[Tensor]:
+    """The frames of --walk, in batches: in a straight line from each caption, once encoded, to the next, and back.
+
+    All frames have one z, or if there is only one caption, z moves.
+    """
+    if args.text_dim:
+        t = labels.read_embeddings(args.embeddings)
+    else:
+        captions = [caption for _, caption in read_prompts(args)]
+        t = encode(captions or args.captions[:4], args)
+    ends = G_ema.text(t.to(args.device))
+
+    place = torch.arange(args.walk, device=args.device) * (len(ends) / args.walk)
+    before = place.long()
+    after = (before + 1) % len(ends)
+    encoded = ends[before].lerp(ends[after], (place - before)[:, None])
+
+    z = noise(1, args).repeat(args.walk, 1) if len(ends) > 1 else torch.cat(list(latents(args)))
+    for batch in torch.cat([z, encoded], 1).split(args.batch):
+        yield G_ema.net(batch[:, :, None, None])
 
 
 def sample(G_ema: nn.Module, args):
-    """Write --sample images, drawn by the moving average of the checkpoint, with their captions in labels.csv."""
+    """Write the images of --sample or --seeds, drawn by the moving average of the checkpoint, with their captions in
+    labels.csv, or the GIF of --walk."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
     torch.manual_seed(args.seed)
-    batches, rows = wanted(args)
-    common.write_samples(args, lambda: G_ema(noise(args.batch, args), next(batches)), rows)
+    if args.walk:
+        frames = walk(G_ema, args)
+        common.write_samples(args, lambda: next(frames))
+        return
+    t, rows = wanted(args)
+    batches = latents(args)
+
+    def generate() -> Tensor:
+        z = next(batches)
+        return G_ema(z, torch.stack([next(t) for _ in z]))
+
+    common.write_samples(args, generate, rows)
 
 
 def main(argv=None) -> dict:

@@ -33,6 +33,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from PIL import Image, ImageCms, ImageOps
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
@@ -61,6 +62,8 @@ NOT_FROM_CHECKPOINT = {
     "resume",
     "checkpoint",
     "sample",
+    "seeds",
+    "walk",
     "sample_mode",
     "sample_labels",  # acgan.py
     "prompt",  # cgan_text2img.py
@@ -173,8 +176,11 @@ def add_data_flags(
     )
 
 
-def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bool = True):
-    """Add the flags that Run, write_samples and parse read; `batchnorm` adds --sample-mode."""
+def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bool = True, latent: bool = True):
+    """Add the flags that Run, write_samples and parse read.
+
+    `batchnorm`: also --sample-mode. `latent`: also --seeds and --walk.
+    """
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -196,9 +202,24 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
         action="store_true",
         help="continue from --checkpoint; flags that are not given are taken from it",
     )
-    group.add_argument(
+    drawing = group.add_mutually_exclusive_group()
+    drawing.add_argument(
         "--sample", type=between(1), metavar="N", help="write N generated images to OUT/generated instead of training"
     )
+    if latent:
+        drawing.add_argument(
+            "--seeds",
+            type=between(0, 2**32 - 1),
+            nargs="+",
+            metavar="SEED",
+            help="write an image for each of these seeds to OUT/generated instead of training, always the same one",
+        )
+        drawing.add_argument(
+            "--walk",
+            type=between(2),
+            metavar="N",
+            help="write OUT/walk.gif instead of training: N frames along a closed path through the latent space",
+        )
     if batchnorm:
         group.add_argument(
             "--sample-mode",
@@ -237,6 +258,10 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     given = flags_given(parser, argv)
     args.script = Path(script).stem
     args.preset = False
+    if vars(args).get("seeds"):
+        args.sample = len(args.seeds)
+    if vars(args).get("walk"):
+        args.sample = args.walk
 
     if args.resume or args.sample:
         take_from_checkpoint(parser, args, given, architecture)
@@ -1011,16 +1036,22 @@ def write_list(folder: Path, names: list[str]):
 
 
 def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str]] | None = None):
-    """Write --sample images to OUT/generated, in place of those of an earlier --sample.
+    """Write the images of --sample or --seeds to OUT/generated, in place of those of an earlier call, or OUT/walk.gif.
 
-    `generate()` returns the next images, (n, C, S, S) in [-1, 1]. Files are named 00000.png, 00001.png, ... `labels`
-    says what each image was asked to show, {"hair": "aqua", ...}, and is written to labels.csv beside the images; an
-    entry "image" in it sets the name of the file. `generate()` may add to `labels` as it goes.
+    `generate()` returns the next images, (n, C, S, S) in [-1, 1]. Files are named 00000.png, 00001.png, ... or, with
+    --seeds, seed_3.png, seed_7.png, ... `labels` says what each image was asked to show, {"hair": "aqua", ...}, and is
+    written to labels.csv beside the images; an entry "image" in it sets the name of the file. `generate()` may add to
+    `labels` as it goes.
     """
     if not is_main_process():
         return
+    if vars(args).get("walk"):
+        write_walk(args, generate)
+        return
     folder = Path(args.out) / "generated"
     names = [f"{i:05d}.png" for i in range(args.sample)]
+    if vars(args).get("seeds"):
+        names = [f"seed_{seed}.png" for seed in args.seeds]
     for i, label in enumerate((labels or [])[: args.sample]):
         names[i] = label.get("image", names[i])
     tables = [] if labels is None else ["labels.csv"]
@@ -1049,6 +1080,20 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
             writer.writeheader()
             writer.writerows(rows)
             atomic(folder / "labels.csv", lambda file: file.write(table.getvalue().encode()))
+
+
+def write_walk(args: argparse.Namespace, generate):
+    """Write --walk frames to OUT/walk.gif, 20 a second, repeated for ever; `generate()` returns the next ones."""
+    out = Path(args.out)
+    frames = []
+    with ends_with(f"{out}/walk.gif is not written"), claim(out, ["walk.gif"]):
+        while len(frames) < args.walk:
+            for image in generate().float().cpu():
+                values = image.add(1).mul(127.5).round().clamp(0, 255).byte()
+                frames.append(to_pil_image(values).convert("RGB"))
+        options = {"save_all": True, "append_images": frames[1:], "duration": 50, "loop": 0}
+        atomic(out / "walk.gif", lambda file: frames[0].save(file, "GIF", **options))
+    print_line(f"{out}/walk.gif: {args.walk} frames")
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:

@@ -170,7 +170,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="compute in bfloat16 (autocast) on GPUs and CPUs that multiply in it: faster, and takes less memory",
     )
     common.add_data_flags(parser, path="folder that holds trainA and trainB, and optionally testA and testB")
-    common.add_output_flags(parser, __file__, batchnorm=False)
+    common.add_output_flags(parser, __file__, batchnorm=False, latent=False)
     group = parser.add_argument_group("translation")
     group.add_argument(
         "--translate",

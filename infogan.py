@@ -34,6 +34,7 @@ import itertools
 import math
 import os
 import zlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -465,20 +466,58 @@ def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
 # --- sampling and training ---
 
 
+def latents(args) -> Iterator[Tensor]:
+    """Batches of z (n, z_dim): those of --walk or, in turn and without end, those of --seeds or of --sample."""
+    if args.walk:
+        # a circle around 0 through two draws of N(0, I): each of its points is distributed like such a draw
+        start, quarter = torch.randn(2, args.z_dim, device=args.device)
+        angle = torch.arange(args.walk, device=args.device)[:, None] * (2 * math.pi / args.walk)
+        z = angle.cos() * start + angle.sin() * quarter
+        if args.noise == "uniform":
+            z = torch.erf(z / math.sqrt(2))  # N(0, 1) becomes U(-1, 1)
+        yield from z.split(args.batch)
+        return
+
+    while True:
+        if args.seeds:
+            for seed in args.seeds:
+                torch.manual_seed(seed)
+                yield noise(1, args)
+        else:
+            yield noise(args.batch, args)
+
+
+def walk_codes(args) -> tuple[Tensor, Tensor]:
+    """z and c of --walk: always the same, but for the first number of c, which goes from 1 to -1 and back."""
+    z = noise(1, args).repeat(args.walk, 1)
+    c = draw_codes(1, args).repeat(args.walk, 1)
+    angle = torch.arange(args.walk, device=args.device) * (2 * math.pi / args.walk)
+    c[:, args.categories] = angle.cos()
+    return z, c
+
+
 def sample(G_ema: nn.Module, args):
-    """Write --sample images, drawn by the moving average of the checkpoint, with their codes in labels.csv."""
+    """Write the images of --sample or --seeds, drawn by the moving average of the checkpoint, with their codes in
+    labels.csv, or the GIF of --walk."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
     torch.manual_seed(args.seed)
+    batches = latents(args)
     drawn = []  # rows of labels.csv, which grow as images are drawn
 
     def generate() -> Tensor:
-        c = draw_codes(args.batch, args)
+        z = next(batches)
+        c = draw_codes(len(z), args)
         drawn.extend(describe(row, args) for row in c.tolist())
-        return G_ema(noise(args.batch, args), c)
+        return G_ema(z, c)
 
-    common.write_samples(args, generate, drawn)
+    if args.walk:
+        z, c = walk_codes(args)
+        pairs = zip(z.split(args.batch), c.split(args.batch), strict=True)
+        common.write_samples(args, lambda: G_ema(*next(pairs)))
+    else:
+        common.write_samples(args, generate, drawn)
 
 
 def main(argv=None) -> dict:

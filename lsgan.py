@@ -26,6 +26,7 @@ import itertools
 import math
 import os
 import zlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -383,13 +384,35 @@ def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
 # --- sampling and training ---
 
 
+def latents(args) -> Iterator[Tensor]:
+    """Batches of z (n, z_dim): those of --walk or, in turn and without end, those of --seeds or of --sample."""
+    if args.walk:
+        # a circle around 0 through two draws of N(0, I): each of its points is distributed like such a draw
+        start, quarter = torch.randn(2, args.z_dim, device=args.device)
+        angle = torch.arange(args.walk, device=args.device)[:, None] * (2 * math.pi / args.walk)
+        z = angle.cos() * start + angle.sin() * quarter
+        if args.noise == "uniform":
+            z = torch.erf(z / math.sqrt(2))  # N(0, 1) becomes U(-1, 1)
+        yield from z.split(args.batch)
+        return
+
+    while True:
+        if args.seeds:
+            for seed in args.seeds:
+                torch.manual_seed(seed)
+                yield noise(1, args)
+        else:
+            yield noise(args.batch, args)
+
+
 def sample(G_ema: nn.Module, args):
-    """Write --sample images, drawn by the moving average of the checkpoint."""
+    """Write the images of --sample, --seeds or --walk, drawn by the moving average of the checkpoint."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
     torch.manual_seed(args.seed)
-    common.write_samples(args, lambda: G_ema(noise(args.batch, args)))
+    z = latents(args)
+    common.write_samples(args, lambda: G_ema(next(z)))
 
 
 def main(argv=None) -> dict:

@@ -93,7 +93,7 @@ MUTANTS = [
     (R, '"stem", "blocks")', '"stem")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
     (Y, '("channels", "width", "blocks")', '("channels", "width")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
     # samples and the labels beside them
-    (F + R, "lambda: G_ema(noise(args.batch, args))", "lambda: G_ema(torch.randn(args.batch, args.z_dim))", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (F + R, "yield noise(args.batch, args)", "yield torch.randn(args.batch, args.z_dim)", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
     # ends of networks
     (R, "nn.PixelShuffle(args.stem)]", "nn.PixelShuffle(args.stem), nn.Tanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),
     (R, "nn.PixelShuffle(args.stem)]", "nn.PixelShuffle(args.stem), nn.Hardtanh()]", "test_networks.py::test_G_of_r3gan_is_not_bounded"),

@@ -109,7 +109,13 @@ MUTANTS = [
     (D + S + L, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_rates_and_betas_of_this_start_win"),
     (W, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_kernels_are_those_of_this_device"),
     # samples and the labels beside them
-    (D + C + S, "lambda: G_ema(noise(args.batch, args))", "lambda: G_ema(torch.randn(args.batch, args.z_dim))", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    (D + C + S, "yield noise(args.batch, args)", "yield torch.randn(args.batch, args.z_dim)", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
+    # --seeds and --walk
+    (D, "torch.manual_seed(seed)", "pass", "test_walk.py::test_each_seed_has_its_image"),
+    (D, "z = angle.cos() * start + angle.sin() * quarter", "z = start + angle * quarter", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),
+    (D, "z = angle.cos() * start + angle.sin() * quarter", "z = angle.cos() ** 2 * start + angle.sin() ** 2 * quarter", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),
+    (D, "(2 * math.pi / args.walk)", "(2 * math.pi / (args.walk - 1))", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),
+    (D, "torch.erf(z / math.sqrt(2))", "torch.erf(z)", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),
     (L, 'G_ema.train(args.sample_mode == "batch")', "pass", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
     (W, 'G_ema.train(args.sample_mode == "batch")', 'G_ema.train(args.sample_mode == "eval")', "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
     (D, '["state"]["G_ema"])', '["state"]["G"])', "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),

@@ -161,6 +161,8 @@ BOUNDS = {  # flag -> the least and the greatest value that is taken, and values
     "save-every": ("1", "1000000", "0 -1"),
     "keep": ("0", "1000", "-1"),
     "sample": ("1", "1000", "0 -1 x"),
+    "seeds": ("0", "4294967295", "-1 4294967296 x"),
+    "walk": ("2", "1000", "0 1 -1 x"),
     "sample-mode": ("eval", "batch", "train"),
 }
 PAIRS = {"real-label", "fake-label"}  # each takes two numbers
@@ -193,7 +195,7 @@ def test_bounds_of_every_flag(any_script, tmp_path, capsys):
     for flag in sorted(flags & BOUNDS.keys()):
         least, greatest, wrong = BOUNDS[flag]
         for value in (least, greatest):
-            if flag in ("sample", "sample-mode") or (any_script, flag, value) in IMPOSSIBLE:
+            if flag in ("sample", "seeds", "walk", "sample-mode") or (any_script, flag, value) in IMPOSSIBLE:
                 continue
             found = getattr(m.parse_args([*usual, f"--{flag}", value]), flag.replace("-", "_"))
             assert str(found if not isinstance(found, list) else found[0]) in (

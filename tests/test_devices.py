@@ -56,13 +56,15 @@ def test_a_step_with_another_default(script, monkeypatch):
     step(script, "cpu", monkeypatch, default="meta")
 
 
+@pytest.mark.parametrize("way", [{"sample": 3}, {"sample": 2, "seeds": [3, 4]}, {"sample": 5, "walk": 5}], ids=str)
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_samples_on_another_device(script, monkeypatch):
-    """Catches noise, labels, captions or codes of --sample that stay on the CPU."""
+def test_samples_on_another_device(script, way, monkeypatch):
+    """Catches noise, labels, captions or codes of --sample, --seeds or --walk that stay on the CPU."""
     # infogan.py reads the codes that it has drawn, which takes data
     device, default = ("cpu", "meta") if script == "infogan" else ("meta", "cpu")
     m, args, _, _, G_ema = build(script, device, monkeypatch)
-    args.sample, args.sample_mode, args.checkpoint = 3, "eval", "unused"
+    args.sample_mode, args.checkpoint = "eval", "unused"
+    vars(args).update(way)
     args.prompt = args.prompts = args.sample_labels = None
     monkeypatch.setattr(m.common, "read_checkpoint", lambda *_: {"state": {"G_ema": G_ema.state_dict()}})
     drawn, taken = [], []
@@ -74,7 +76,7 @@ def test_samples_on_another_device(script, monkeypatch):
     assert (
         {x.device.type for x in (images, *taken)} == {device}
         and images.shape[1:] == (3, args.size, args.size)
-        and len(images) >= 3
+        and len(images) >= (1 if args.seeds else args.sample)
     )
 
 

@@ -32,6 +32,10 @@ def condition_of(script: str, row: dict[str, str], args) -> torch.Tensor:
     return torch.tensor(places + [0] * (20 - len(places)))
 
 
+def draw(n: int, args) -> torch.Tensor:
+    return torch.randn(n, args.z_dim) if args.noise == "normal" else torch.rand(n, args.z_dim) * 2 - 1
+
+
 def drawn_by_hand(script: str, checkpoint, rows: list[dict], seed: int, train_mode: bool) -> torch.Tensor:
     """(n, C, S, S) in 0..255: G_ema of the checkpoint on noise of the seed, in batches of the training's size."""
     saved = torch.load(checkpoint, weights_only=True)
@@ -43,14 +47,10 @@ def drawn_by_hand(script: str, checkpoint, rows: list[dict], seed: int, train_mo
     images = []
     with torch.no_grad():
         for batch in batches(rows, args.batch):
-            if script == "infogan":  # draws its codes before the noise
+            z = draw(args.batch, args)
+            if script == "infogan":  # draws its codes after the noise
                 torch.randint(args.categories, (args.batch,))
                 torch.rand(args.batch, args.codes)
-            z = (
-                torch.randn(args.batch, args.z_dim)
-                if args.noise == "normal"
-                else torch.rand(args.batch, args.z_dim) * 2 - 1
-            )
             c = [torch.stack([condition_of(script, row, args) for row in batch])] if script in LABELLED else []
             images.append(G(z[: len(batch)], *c))
     return (torch.cat(images).clamp(-1, 1) + 1) * 127.5
