@@ -419,12 +419,14 @@ def setup(args) -> tuple[int, int]:
 
 
 def resume(state: dict, args) -> int:
-    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    """Load --checkpoint into everything in `state`, with --finetune only into the networks; returns the steps done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
         before, now = ("bfloat16", "float32") if saved["args"]["autocast"] else ("float32", "bfloat16")
         common.print_line(f"{args.checkpoint} was trained in {before}, and goes on in {now}")
     for name, values in saved["state"].items():
+        if args.finetune and not isinstance(state[name], nn.Module):
+            continue  # optimizers and data begin anew
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
@@ -438,7 +440,7 @@ def resume(state: dict, args) -> int:
                 for key, value in averages.items():
                     if value.shape == p.shape:
                         averages[key] = torch.empty_like(p).copy_(value)
-    return saved["step"]
+    return 0 if args.finetune else saved["step"]
 
 
 def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -465,7 +467,7 @@ def read_attributes(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
     if not groups:
         common.fail("none of the labels has an attribute, such as a color of hair or eyes: choose another --labels")
     # other groups would give the inputs of G and the outputs of D another meaning
-    if args.resume and groups != args.groups:
+    if args.checkpoint and groups != args.groups:
         common.fail(
             f"the labels have {groups}, but the checkpoint {args.checkpoint} has {args.groups}: "
             f"continue with the same --labels"
@@ -556,7 +558,7 @@ def main(argv=None) -> dict:
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused=True)
     data = common.Batches(images, args, rank, world, rows, y)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = resume(state, args) if args.resume else 0
+    start = resume(state, args) if args.checkpoint else 0
 
     # in the grid, the images of a column share their z, and those of a row the attributes of one training image
     fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)

@@ -491,12 +491,14 @@ def setup(args) -> tuple[int, int]:
 
 
 def resume(state: dict, args) -> int:
-    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    """Load --checkpoint into everything in `state`, with --finetune only into the networks; returns the steps done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
         before, now = ("bfloat16", "float32") if saved["args"]["autocast"] else ("float32", "bfloat16")
         common.print_line(f"{args.checkpoint} was trained in {before}, and goes on in {now}")
     for name, values in saved["state"].items():
+        if args.finetune and not isinstance(state[name], nn.Module):
+            continue  # optimizers and data begin anew
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
@@ -510,7 +512,7 @@ def resume(state: dict, args) -> int:
                 for key, value in averages.items():
                     if value.shape == p.shape:
                         averages[key] = torch.empty_like(p).copy_(value)
-    return saved["step"]
+    return 0 if args.finetune else saved["step"]
 
 
 def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -541,14 +543,14 @@ def read_captions(args, names: list[str]) -> tuple[np.ndarray, Tensor]:
         flat = [caption for several in captions for caption in several]
         words = sorted({part for caption in flat for part in split(caption)})
 
-    if args.resume and text_dim != args.text_dim:
+    if args.checkpoint and text_dim != args.text_dim:
         expected = f"vectors of {args.text_dim} numbers" if args.text_dim else "words"
         common.fail(
             f"--embeddings {args.embeddings} has vectors of {text_dim} numbers, but {args.checkpoint} was trained on "
             f"{expected}: leave out --embeddings, or restore that file, to continue"
         )
     # other words would give the rows of the encoders another meaning
-    if args.resume and words != args.words:
+    if args.checkpoint and words != args.words:
         common.fail(f"the captions have other words than those of {args.checkpoint}: continue with the same --labels")
     args.words = words
     args.text_dim = text_dim
@@ -705,7 +707,7 @@ def main(argv=None) -> dict:
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.beta1, args.beta2), fused=True)
     data = common.Batches(images, args, rank, world, rows, t)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = resume(state, args) if args.resume else 0
+    start = resume(state, args) if args.checkpoint else 0
 
     # in the grid, the images of a column share their z, and those of a row the caption of one training image
     fixed_z = noise(common.GRID, args)[:8].repeat(8, 1)

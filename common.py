@@ -54,12 +54,13 @@ IMAGES = "jpg, png, webp, gif, bmp, tif, avif and whatever else Pillow reads"
 # What a file without a suffix may be: formats that cannot be mistaken for text.
 PLAIN_FORMATS = [*USUAL, "AVIF", "JPEG2000"]
 
-# Flags that --resume and --sample do not take from the checkpoint, because they belong to one start of the script.
+# Flags that are not taken from a checkpoint, by --resume, --finetune or --sample: they belong to one start of a script.
 NOT_FROM_CHECKPOINT = {
     "out",
     "cache",
     "device",
     "resume",
+    "finetune",
     "checkpoint",
     "sample",
     "seeds",
@@ -197,24 +198,29 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
     group.add_argument(
         "--keep", type=between(0), default=3, help="how many of the newest checkpoints to keep; last.pt always stays"
     )
-    group.add_argument(
+    start = group.add_mutually_exclusive_group()
+    start.add_argument(
         "--resume",
         action="store_true",
         help="continue from --checkpoint; flags that are not given are taken from it",
     )
-    drawing = group.add_mutually_exclusive_group()
-    drawing.add_argument(
+    start.add_argument(
+        "--finetune",
+        metavar="CHECKPOINT",
+        help="start a new run with the networks of this checkpoint; flags that are not given are taken from it",
+    )
+    start.add_argument(
         "--sample", type=between(1), metavar="N", help="write N generated images to OUT/generated instead of training"
     )
     if latent:
-        drawing.add_argument(
+        start.add_argument(
             "--seeds",
             type=between(0, 2**32 - 1),
             nargs="+",
             metavar="SEED",
             help="write an image for each of these seeds to OUT/generated instead of training, always the same one",
         )
-        drawing.add_argument(
+        start.add_argument(
             "--walk",
             type=between(2),
             metavar="N",
@@ -247,7 +253,7 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     """Parse the flags of a script. Each value comes from the first of these that has it:
 
     1. the command line,
-    2. the checkpoint, with --resume or --sample,
+    2. the checkpoint, with --resume, --finetune or --sample,
     3. the preset, without --path,
     4. the default.
 
@@ -263,7 +269,11 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     if vars(args).get("walk"):
         args.sample = args.walk
 
-    if args.resume or args.sample:
+    if args.finetune:
+        if args.checkpoint:
+            parser.error("--finetune names its checkpoint itself: leave out --checkpoint")
+        args.checkpoint = args.finetune
+    if args.resume or args.finetune or args.sample:
         take_from_checkpoint(parser, args, given, architecture)
     elif args.checkpoint:
         parser.error("--checkpoint needs --resume or --sample: add one of them, or leave out --checkpoint")

@@ -336,12 +336,14 @@ def setup(args) -> tuple[int, int]:
 
 
 def resume(state: dict, args) -> int:
-    """Load --checkpoint into everything in `state`; returns the number of steps that it has done."""
+    """Load --checkpoint into everything in `state`, with --finetune only into the networks; returns the steps done."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     if saved["args"]["autocast"] != args.autocast:  # another --bf16, or another device
         before, now = ("bfloat16", "float32") if saved["args"]["autocast"] else ("float32", "bfloat16")
         common.print_line(f"{args.checkpoint} was trained in {before}, and goes on in {now}")
     for name, values in saved["state"].items():
+        if args.finetune and not isinstance(state[name], nn.Module):
+            continue  # optimizers and data begin anew
         if "param_groups" in values:
             # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
@@ -355,7 +357,7 @@ def resume(state: dict, args) -> int:
                 for key, value in averages.items():
                     if value.shape == p.shape:
                         averages[key] = torch.empty_like(p).copy_(value)
-    return saved["step"]
+    return 0 if args.finetune else saved["step"]
 
 
 def build(args) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -416,7 +418,7 @@ def main(argv=None) -> dict:
     images, _ = common.load_images(args)
     data = common.Batches(images, args, rank, world)
     state = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "data": data}
-    start = resume(state, args) if args.resume else 0
+    start = resume(state, args) if args.checkpoint else 0
 
     fixed_z = noise(common.GRID, args)
     with common.Run(args, data, start, lambda: G_ema(fixed_z), rank) as run:

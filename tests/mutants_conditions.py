@@ -61,8 +61,8 @@ MUTANTS = [
     # resuming with other flags
     (T, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_rates_and_betas_of_this_start_win"),
     (Q, '"act", "categories", "codes")', '"act", "categories")', "test_main.py::test_flags_that_change_the_networks_are_refused"),
-    (A, "if args.resume and groups != args.groups:", "if False:", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
-    (T, "if args.resume and words != args.words:", "if False:", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
+    (A, "if args.checkpoint and groups != args.groups:", "if False:", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
+    (T, "if args.checkpoint and words != args.words:", "if False:", "test_cli.py::test_labels_that_changed_since_the_checkpoint"),
     # samples and the labels beside them
     (A + T + Q, "yield noise(args.batch, args)", "yield torch.randn(args.batch, args.z_dim)", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
     (A, "        y = y[:1]\n", "        pass\n", "test_walk.py::test_each_seed_has_its_image"),

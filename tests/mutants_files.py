@@ -8,6 +8,7 @@ MUTANTS = [
     ("common", '    return int(os.environ.get("RANK", 0)) == 0', '    return int(os.environ.get("LOCAL_RANK", 0)) == 0', "test_main.py::test_only_the_first_process_of_all_speaks_and_writes"),
     ("common", '    "out",\n', "", "test_main.py::test_each_flag_comes_from_where_it_should"),
     ("common", '    "cache",\n', "", "test_main.py::test_each_flag_comes_from_where_it_should"),
+    ("common", '    "finetune",\n', "", "test_main.py::test_each_flag_comes_from_where_it_should"),
     ("common", '    "resume",\n', "", "test_main.py::test_each_flag_comes_from_where_it_should"),
     ("common", '    "device",\n', "", "test_main.py::test_a_checkpoint_of_a_card_is_resumed_on_a_cpu"),
     ("common", '    "sample_mode",\n', '    "sample_mode",\n    "flip",\n', "test_main.py::test_each_flag_comes_from_where_it_should"),

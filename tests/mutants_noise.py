@@ -92,7 +92,10 @@ MUTANTS = [
     (D + W, "            state[name].load_state_dict(values)\n", '            if name != "opt_D":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
     (D + W, "            state[name].load_state_dict(values)\n", '            if name != "data":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
     (D + W, "            state[name].load_state_dict(values)\n", '            if name != "G_ema":\n                state[name].load_state_dict(values)\n', "test_training.py::test_resume_is_bit_exact"),
-    (D + W, 'return saved["step"]', 'return saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
+    (D + W, 'else saved["step"]', 'else saved["step"] + 1', "test_training.py::test_resume_is_bit_exact"),
+    (D, "return 0 if args.finetune else", "return", "test_finetune.py::test_networks_go_on_and_all_else_begins"),
+    (D, "if args.finetune and not isinstance(state[name], nn.Module):", "if False:", "test_finetune.py::test_networks_go_on_and_all_else_begins"),
+    (D, "if args.finetune and not isinstance(state[name], nn.Module):", "if args.finetune and name != 'G':", "test_finetune.py::test_networks_go_on_and_all_else_begins"),
     # statistics of the average
     (D + W, "measure_statistics(G_ema, lambda", "(lambda *_: None)(G_ema, lambda", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     (D, "module.reset_running_stats()", "pass", "test_statistics.py::test_statistics_in_closed_form"),

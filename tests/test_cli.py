@@ -173,6 +173,7 @@ NUMBERLESS = {
     "cache",
     "out",
     "resume",
+    "finetune",
     "checkpoint",
     "device",
     "bf16",
@@ -280,6 +281,9 @@ def test_labels_that_changed_since_the_checkpoint(script, folder, tmp_path, caps
     (tmp_path / "other.csv").write_text(lines)
     with refused(capsys, 2, "the checkpoint" if script == "acgan" else "last.pt", "--labels"):
         module(script).main(["--resume", "--out", str(out), "--steps", "2", "--labels", str(tmp_path / "other.csv")])
+    with refused(capsys, 2, "the checkpoint" if script == "acgan" else "last.pt", "--labels"):
+        flags = ["--finetune", str(out / "last.pt"), "--labels", str(tmp_path / "other.csv")]
+        module(script).main([*flags, "--out", str(tmp_path / "tuned")])
     assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
 
 

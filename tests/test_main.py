@@ -212,7 +212,7 @@ OWN = {
     "sample",
     "sample_mode",
 }  # of each start, given again or by default
-OWN |= {"seeds", "walk", "sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
+OWN |= {"finetune", "seeds", "walk", "sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
 DERIVED = {"script", "preset", "autocast", "found"}  # of no flag
 
 

@@ -45,7 +45,7 @@ def test_command_parses(command, tmp_path, monkeypatch, capsys):
         assert error.value.code == 0
         known = capsys.readouterr().out
         assert all(flag in known for flag in flags if flag.startswith("--"))
-    elif {"--resume", "--sample", "--seeds", "--walk", "--prompt", "--prompts", "--translate"} & set(
+    elif {"--resume", "--finetune", "--sample", "--seeds", "--walk", "--prompt", "--prompts", "--translate"} & set(
         flags
     ) and "--weights" not in flags:
         with pytest.raises(SystemExit):  # there is no run here; the flags themselves are right
