@@ -34,8 +34,8 @@ the table, which is what a perfect generator would get. What each metric detects
 
 Features are the means and standard deviations of the maps of a small convolutional network with fixed random weights:
 nothing to download, and the same filters on every machine. They are not Inception features, so FD is not FID. With
-torch-fidelity installed and Inception's weights at hand, the table also has FID, KID, precision and recall on
-Inception's features.
+torch-fidelity installed, --fid downloads Inception's weights once, and the table also has FID, KID, precision and
+recall on Inception's features.
 """
 
 import argparse
@@ -93,9 +93,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="width and height in pixels (default: those of the first run, or else 64)",
     )
     parser.add_argument(
+        "--fid",
+        action="store_true",
+        help="also FID and other scores on Inception's features, by torch-fidelity; downloads its weights once (95 MB)",
+    )
+    parser.add_argument(
         "--inception-weights",
         metavar="FILE",
-        help=f"{INCEPTION}, for FID (default: the copy in torch's cache, if there is one)",
+        help=f"{INCEPTION}, for FID without a download (default: the copy in torch's cache, if there is one)",
     )
     parser.add_argument(
         "--out",
@@ -531,26 +536,45 @@ def fidelity(real: Chosen, fake: Chosen, **extractor) -> dict[str, float]:
     }
 
 
-def inception_weights(given: str | None) -> str | None:
+def inception_weights(given: str | None, fid: bool) -> str | None:
     """The file of Inception's weights, --inception-weights or that in torch's cache, if torch-fidelity can be used.
 
-    Otherwise prints what is missing and returns None. Ends the process if the file is not what it should be.
+    With `fid`, it is downloaded if it is not there, and the process ends if FID is not possible. Otherwise prints what
+    is missing and returns None. Ends the process if the file is not what it should be.
     """
     path = Path(given or Path(torch.hub.get_dir(), "checkpoints", INCEPTION))
     if given and not path.is_file():
         common.fail(f"--inception-weights {given} is not a file: download {INCEPTION_URL}")
     if importlib.util.find_spec("torch_fidelity") is None:
-        print('no FID: it needs `pip install "torch-fidelity>=0.4"`')
+        if fid:
+            common.fail('--fid needs torch-fidelity: pip install "torch-fidelity>=0.4"')
+        print('no FID: it needs `pip install "torch-fidelity>=0.4"`, and then --fid')
         return None
     if not path.is_file():
-        print(f"no FID: download {INCEPTION_URL} and pass the file with --inception-weights")
-        return None
+        if not fid:
+            print("no FID: add --fid to download Inception's weights (95 MB)")
+            return None
+        download(path)
 
     # the name ends with the first digits of the file's SHA-256
     expected = INCEPTION[-12:-4]
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(expected):
         common.fail(f"{path} is damaged or not the expected file: download {INCEPTION_URL}")
     return str(path)
+
+
+def download(path: Path):
+    """Download Inception's weights to `path`. Ends the process with code 1 where there is no network."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path))
+    except OSError as error:  # urllib's errors are of this kind
+        reason = getattr(error, "reason", None) or error
+        common.fail(
+            f"--fid cannot download {INCEPTION_URL} ({reason}): download it elsewhere and pass the file with "
+            f"--inception-weights",
+            code=1,
+        )
 
 
 # --- table and pictures --------------------------------------------------------------------------------------------
@@ -661,7 +685,7 @@ def draw_pictures(out: Path, chosen: dict[str, tuple], neighbors: dict[str, Tens
 def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     # first, so that it does not fail after hours of work
-    weights = inception_weights(args.inception_weights)
+    weights = inception_weights(args.inception_weights, args.fid)
     files = ["table.csv", "samples.png", "nearest.png"]
     with (
         common.ends_with("nothing was compared; samples that were drawn stay"),

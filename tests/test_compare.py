@@ -302,7 +302,7 @@ def test_torch_fidelity_is_asked_for_inception(folder, run_folder, tmp_path, mon
         return dict(zip(names, (12.5, 0.003, 0.75, 0.5), strict=True))
 
     monkeypatch.setattr(torch_fidelity, "calculate_metrics", spy)
-    monkeypatch.setattr(compare, "inception_weights", lambda given: "weights.pth")
+    monkeypatch.setattr(compare, "inception_weights", lambda *given: "weights.pth")
     rows = command(tmp_path, folder, run_folder)
     assert [rows[1][name] for name in ("FID", "IncKIDx1000", "Inc.prec", "Inc.recall")] == [12.5, 3, 0.75, 0.5]
     for options in calls:
@@ -316,18 +316,40 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
     """Catches silence about FID, and weights that are looked for after hours of work."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
-    assert compare.inception_weights(None) is None and "torch-fidelity>=0.4" in capsys.readouterr().out
+    assert compare.inception_weights(None, False) is None and "torch-fidelity>=0.4" in capsys.readouterr().out
+    with refused(capsys, 2, "--fid", "torch-fidelity>=0.4"):
+        compare.inception_weights(None, True)
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: True)
-    assert compare.inception_weights(None) is None and compare.INCEPTION_URL in capsys.readouterr().out
+    assert compare.inception_weights(None, False) is None and "--fid" in capsys.readouterr().out
     monkeypatch.setattr(compare, "INCEPTION", "weights-e3b0c442.pth")  # SHA-256 of an empty file
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/weights-e3b0c442.pth").touch()
-    assert compare.inception_weights(None) == str(tmp_path / "checkpoints/weights-e3b0c442.pth")
+    for fid in (False, True):
+        assert compare.inception_weights(None, fid) == str(tmp_path / "checkpoints/weights-e3b0c442.pth")
     (tmp_path / "other.pth").write_bytes(b"another file")
     with refused(capsys, 2, "other.pth", "damaged or not the expected file"):
-        compare.inception_weights(str(tmp_path / "other.pth"))
+        compare.inception_weights(str(tmp_path / "other.pth"), False)
     with refused(capsys, 2, "nowhere.pth", compare.INCEPTION_URL):
-        compare.inception_weights("nowhere.pth")
+        compare.inception_weights("nowhere.pth", True)
+
+
+def test_weights_are_downloaded_once(tmp_path, monkeypatch, capsys):
+    """Catches --fid without a download, with one each time, with a file that is not checked, and a traceback without a network."""
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(compare, "INCEPTION", "weights-e3b0c442.pth")  # SHA-256 of an empty file
+    source = tmp_path / "weights"
+    monkeypatch.setattr(compare, "INCEPTION_URL", source.as_uri())
+    with refused(capsys, 1, "--fid", source.as_uri(), "No such file", "--inception-weights"):
+        compare.inception_weights(None, True)
+    source.touch()
+    expected = str(tmp_path / "hub/checkpoints/weights-e3b0c442.pth")
+    assert compare.inception_weights(None, True) == expected
+    source.write_text("another file")
+    assert compare.inception_weights(None, True) == expected  # that of the first time
+    Path(expected).unlink()
+    with refused(capsys, 2, "weights-e3b0c442.pth", "damaged or not the expected file"):
+        compare.inception_weights(None, True)
 
 
 # --- the command -------------------------------------------------------------------------------------------------------
