@@ -1,6 +1,7 @@
 """Whole runs: the files they leave, bit-exact resume, determinism, interruption, sampling, and what is refused."""
 
 import csv
+import itertools
 import json
 import math
 import multiprocessing
@@ -188,10 +189,12 @@ def test_sampling(script, folder, tmp_path):
     m = module(script)
     args = m.parse_args(["--out", str(out), "--sample", "1", "--device", "cpu"])
     torch.manual_seed(0)
-    c = {"acgan": lambda: m.wanted(args)[:8], "cgan_text2img": lambda: next(m.wanted(args)[0])}
+    z = m.noise(8, args)
+    c = {"acgan": lambda: m.wanted(args)[:8]}
+    c["cgan_text2img"] = lambda: torch.stack(list(itertools.islice(m.wanted(args)[0], 8)))
     c["infogan"] = lambda: m.draw_codes(8, args)
     c = [c[script]()] if script in c else []
-    expected = (state["G_ema"](m.noise(8, args), *c)[0].clamp(-1, 1) + 1) * 127.5
+    expected = (state["G_ema"](z, *c)[0].clamp(-1, 1) + 1) * 127.5
     assert abs(five[0] - expected.permute(1, 2, 0).numpy()).max() <= 1
     assert any((a != b).any() for a, b in zip(five, sample("--sample", "5", "--seed", "1"), strict=True))
     if script != "r3gan":  # it has no BatchNorm
@@ -353,7 +356,7 @@ def test_kill_during_saves_twenty_times(script, folder, tmp_path):
 
 # what a preset may change, and what it may change in one script
 IN_PRESETS = {"size", "width", "batch", "steps", "lr_g", "lr_d", "ema", "n_critic", "save_every", "log_every"}
-MORE_IN_PRESETS = {"lightweight_gan": {"augment"}, "r3gan": {"blocks", "penalty_every", "gamma", "anneal"}}
+MORE_IN_PRESETS = {"lightweight_gan": {"augment"}, "r3gan": {"blocks", "stem", "penalty_every", "gamma", "anneal"}}
 
 
 def test_preset_without_path(script, tmp_path, monkeypatch):
