@@ -1061,7 +1061,7 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
     folder = Path(args.out) / "generated"
     names = [f"{i:05d}.png" for i in range(args.sample)]
     if vars(args).get("seeds"):
-        names = [f"seed_{seed}.png" for seed in args.seeds]
+        names = [f"seed_{args.seeds[i % len(args.seeds)]}.png" for i in range(args.sample)]
     for i, label in enumerate((labels or [])[: args.sample]):
         names[i] = label.get("image", names[i])
     tables = [] if labels is None else ["labels.csv"]

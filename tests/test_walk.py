@@ -169,6 +169,23 @@ def test_from_prompt_to_prompt(trained, monkeypatch):
     assert abs(frames[[0, 2]] - pixels(G(torch.stack([a, b]), t.expand(2, -1)))).max() <= 0.01
 
 
+def test_each_prompt_has_each_seed(trained):
+    """Catches --seeds that ends with an error, or goes on to other seeds, after the first prompt."""
+    script, out = trained
+    if script != "cgan_text2img":
+        pytest.skip("takes no prompts")
+    prompts = ["red hair blue eyes", "black hair"]
+    flags = [word for prompt in prompts for word in ("--prompt", prompt)]
+    module(script).main(["--out", str(out), "--device", "cpu", "--seeds", "3", "41", *flags])
+    G, args = generator(script, out)
+    assert len(table(out)) == 4
+    for i, prompt in enumerate(prompts, 1):
+        for k, seed in enumerate((3, 41), 1):
+            torch.manual_seed(seed)
+            expected = pixels(G(draw(1, args), condition_of(script, {"caption": prompt}, args)[None]))[0]
+            assert abs(image(out, f"sample_{i}_{k}.png") - expected.numpy()).max() <= 1
+
+
 @pytest.mark.parametrize("channels", ["1", "3"])
 def test_the_gif(channels, folder, tmp_path):
     """Catches frames that are lost, in another order or washed out, and a GIF that plays once."""
