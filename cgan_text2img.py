@@ -654,10 +654,12 @@ def walk(G_ema: nn.Module, args) -> Iterator[Tensor]:
     All frames have one z, or if there is only one caption, z moves.
     """
     if args.text_dim:
-        t = labels.read_embeddings(args.embeddings)
+        t = labels.read_embeddings(args.embeddings)[:4]
     else:
         captions = [caption for _, caption in read_prompts(args)]
         t = encode(captions or args.captions[:4], args)
+    if len(t) > args.walk:
+        common.fail(f"--walk {args.walk} has fewer frames than there are captions ({len(t)}): ask for more frames")
     ends = G_ema.text(t.to(args.device))
 
     place = torch.arange(args.walk, device=args.device) * (len(ends) / args.walk)

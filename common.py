@@ -265,13 +265,21 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     args.script = Path(script).stem
     args.preset = False
     if vars(args).get("seeds"):
+        args.seeds = list(dict.fromkeys(args.seeds))  # each once
         args.sample = len(args.seeds)
     if vars(args).get("walk"):
         args.sample = args.walk
+    if "sample_mode" in given and args.sample_mode == "batch" and (args.seeds or args.walk):
+        parser.error(
+            "--sample-mode batch makes an image depend on the others of its batch, and --seeds and --walk draw images "
+            "that depend on nothing else: leave it out"
+        )
 
     if args.finetune:
         if args.checkpoint:
             parser.error("--finetune names its checkpoint itself: leave out --checkpoint")
+        if not Path(args.finetune).is_file():
+            parser.error(f"there is no checkpoint {args.finetune}: name a file such as runs/first/last.pt")
         args.checkpoint = args.finetune
     if args.resume or args.finetune or args.sample:
         take_from_checkpoint(parser, args, given, architecture)

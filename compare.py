@@ -565,10 +565,10 @@ def inception_weights(given: str | None, fid: bool) -> str | None:
 
 def download(path: Path):
     """Download Inception's weights to `path`. Ends the process with code 1 where there is no network."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(INCEPTION_URL, str(path))
-    except OSError as error:  # urllib's errors are of this kind
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION[-12:-4])
+    except (OSError, RuntimeError) as error:  # urllib's errors are of the first kind, a wrong hash is of the second
         reason = getattr(error, "reason", None) or error
         common.fail(
             f"--fid cannot download {INCEPTION_URL} ({reason}): download it elsewhere and pass the file with "

@@ -25,7 +25,7 @@ exponential moving average of G's weights (arXiv 1710.10196).
 
 Result of the first command: 16,000 steps in 11 minutes on two CPU cores, torch 2.14.1 (from the time of 1,600); of
 2,000 samples 92 % ± 3 can be read as a face, with 93 ± 3 of the 132 combinations of hair and eyes (3 seeds: mean ±
-standard deviation; read by faces.py). Most other scripts need a third of the time for that.
+standard deviation; read by faces.py). Most other scripts show as many combinations in a third of the time.
 """
 
 import argparse

@@ -32,7 +32,7 @@ LEARN = {
 }
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
 LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "1200", "--steps", "1200"]
-LEARN["r3gan"] += ["--lr-g", "3e-3", "--lr-d", "1.5e-3", "--gamma", "20"]  # as in its preset
+LEARN["r3gan"] += ["--stem", "1", "--lr-g", "3e-3", "--lr-d", "1.5e-3", "--gamma", "20"]
 LEARN["lightweight_gan"] = [*LEARN["dcgan"], "--width", "8", "--steps", "1000", "--augment"]
 
 

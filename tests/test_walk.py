@@ -162,6 +162,10 @@ def test_from_prompt_to_prompt(trained, monkeypatch):
         assert abs(frames[place] - expected).max() <= 0.01
     assert abs(frames[29] - frames[0]).max() < abs(frames[15] - frames[0]).max()
 
+    with pytest.raises(SystemExit) as error:
+        frames_of(script, out, monkeypatch, "--walk", "2", *flags)
+    assert error.value.code == 2
+
     frames = frames_of(script, out, monkeypatch, "--walk", "8", "--prompt", "black hair")
     torch.manual_seed(0)
     a, b = torch.randn(2, args.z_dim)
@@ -210,6 +214,23 @@ def test_the_gif(channels, folder, tmp_path):
     with pytest.raises(SystemExit) as error:
         module("dcgan").main(["--out", str(out), "--device", "cpu", "--walk", "4"])
     assert error.value.code == 2 and (out / "walk.gif").read_bytes() == before
+
+
+def test_statistics_of_the_batch_are_refused(trained, capsys):
+    """Catches a path with jumps between batches, and an image that is normalized by itself alone."""
+    script, out = trained
+    if script == "r3gan":
+        pytest.skip("has no BatchNorm")
+    for flags in (["--walk", "4"], ["--seeds", "1"]):
+        with refused(capsys, 2, "--sample-mode batch", "leave it out"):
+            module(script).main(["--out", str(out), "--device", "cpu", "--sample-mode", "batch", *flags])
+
+
+def test_a_seed_twice(trained):
+    """Catches a seed that is drawn twice into one file."""
+    script, out = trained
+    module(script).main(["--out", str(out), "--device", "cpu", "--seeds", "3", "7", "3"])
+    assert sorted(row["image"] for row in table(out)) == ["seed_3.png", "seed_7.png"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
