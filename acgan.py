@@ -524,8 +524,7 @@ def latents(args) -> Iterator[Tensor]:
 
 
 def sample(G_ema: nn.Module, args):
-    """Write the images of --sample or --seeds, drawn by the moving average of the checkpoint, with their attributes in
-    labels.csv, or the GIF of --walk."""
+    """Write what the moving average of the checkpoint draws: images and their attributes (labels.csv), or a --walk."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch

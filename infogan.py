@@ -499,12 +499,16 @@ def walk_codes(args) -> tuple[Tensor, Tensor]:
 
 
 def sample(G_ema: nn.Module, args):
-    """Write the images of --sample or --seeds, drawn by the moving average of the checkpoint, with their codes in
-    labels.csv, or the GIF of --walk."""
+    """Write what the moving average of the checkpoint draws: images and their codes (labels.csv), or a --walk."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     G_ema.train(args.sample_mode == "batch")  # in training mode BatchNorm uses the statistics of the batch
     torch.manual_seed(args.seed)
+    if args.walk:
+        z, c = walk_codes(args)
+        pairs = zip(z.split(args.batch), c.split(args.batch), strict=True)
+        common.write_samples(args, lambda: G_ema(*next(pairs)))
+        return
     batches = latents(args)
     drawn = []  # rows of labels.csv, which grow as images are drawn
 
@@ -514,12 +518,7 @@ def sample(G_ema: nn.Module, args):
         drawn.extend(describe(row, args) for row in c.tolist())
         return G_ema(z, c)
 
-    if args.walk:
-        z, c = walk_codes(args)
-        pairs = zip(z.split(args.batch), c.split(args.batch), strict=True)
-        common.write_samples(args, lambda: G_ema(*next(pairs)))
-    else:
-        common.write_samples(args, generate, drawn)
+    common.write_samples(args, generate, drawn)
 
 
 def main(argv=None) -> dict:

@@ -40,7 +40,7 @@ def test_networks_go_on_and_all_else_begins(any_script, images, tmp_path):
     assert args["path"] == str(images)
 
 
-def test_another_folder(any_script, folder, pair, images, tmp_path):
+def test_another_folder(any_script, images, tmp_path):
     """Catches images of the first run in the second."""
     run(any_script, images, tmp_path / "first", "--steps", "1")
     moved = tmp_path / "moved"
