@@ -267,7 +267,7 @@ def filters() -> list[Tensor]:
         weight = random.normal(0, math.sqrt(2 / (9 * c_in)), (c_out, c_in, 3, 3))
         layers.append(weight.astype(np.float32))
 
-    # if no filter summed to zero, noise would have 1.5 times the FD of the reals, not 3.8 times (README)
+    # if no filter summed to zero, noise would have 1.5 times the FD of the reals, not 3.8 times (docs/comparing.md)
     layers[0][::2] -= layers[0][::2].mean((2, 3), keepdims=True)
     return [torch.from_numpy(layer) for layer in layers]
 

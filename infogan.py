@@ -338,7 +338,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     """One update of the parameters of `opt`, with gradients averaged over all processes.
 
     Averaged by hand, because DistributedDataParallel does it in hooks of backward(), which do not suit two networks
-    that take turns (README, "Why no DDP wrapper").
+    that take turns (docs/speed.md).
     """
     opt.zero_grad()
     loss.backward()

@@ -276,7 +276,7 @@ def read_labels(file: str, images: "Images | None" = None, groups: dict[str, lis
 
     if not source.rows:
         common.fail(
-            f"the labels {file} have no rows in a format that the README describes under Data: choose another file, or "
+            f"the labels {file} have no rows in a format of docs/data.md: choose another file, or "
             f"rewrite it in one of these formats, such as a CSV with the header image,caption"
         )
     return source

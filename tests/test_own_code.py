@@ -1,4 +1,4 @@
-"""The README's section "In your own code", run as it stands, and its generators in another program."""
+"""The lines of docs/runs.md, "In your own code" and "ONNX", run as they stand."""
 
 import re
 
@@ -7,14 +7,15 @@ import torch
 from conftest import ALL, ROOT, module, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## In your own code\n")[1].split("\n## ")[0]
-LOAD, *OTHERS, EXPORT = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+PAGE = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+LOAD, *OTHERS, EXPORT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+assert f"```python\n{LOAD}```" in README  # the same lines
 LOAD, DRAW = LOAD[: LOAD.index("with torch")], LOAD[LOAD.index("with torch") :]
 
 
 @pytest.fixture(scope="module", params=ALL)
 def loaded(request, folder, pair, tmp_path_factory):
-    """A short run of each script, and the names that the README's lines leave behind, with the script in place of sngan."""
+    """A short run of each script, and the names that the page's lines leave behind, with the script in place of sngan."""
     script, here = request.param, tmp_path_factory.mktemp("own")
     state = run(script, pair if script == "cyclegan" else folder, here / f"runs/{script}", "--steps", "2")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The README: every command parses, every file it names is there, every number about files is right."""
+"""The README and the pages behind it: commands parse, files they name are there, numbers about files are right."""
 
 import csv
 import difflib
@@ -12,15 +12,17 @@ from conftest import ALL, ROOT
 from test_siblings import changed, source
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXPERIMENTS = (ROOT / "assets/experiments.md").read_text(encoding="utf-8")
+FILES = sorted([*ROOT.glob("assets/*.md"), *ROOT.glob("docs/*.md")])
+PAGES = ["README.md"] + [f"{file.parent.name}/{file.name}" for file in FILES]
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def commands() -> list[str]:
-    """What starts one of our programs: in fenced blocks and `code` of both texts, and in the scripts' doc-strings."""
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README + EXPERIMENTS, re.S)
+    """What starts one of our programs: in fenced blocks and `code` of all pages, and in the scripts' doc-strings."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", TEXT, re.S)
     blocks += [importlib.import_module(script).__doc__ for script in ALL]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    lines += [" ".join(code.split()) for code in re.findall(r"`(python [^`]*)`", README + EXPERIMENTS)]
+    lines += [" ".join(code.split()) for code in re.findall(r"`(python [^`]*)`", TEXT)]
     return sorted({line for line in lines if re.match(r"(python|torchrun)\b.*\.py", line)})
 
 
@@ -55,7 +57,7 @@ def test_command_parses(command, tmp_path, monkeypatch, capsys):
         m.parse_args(flags)
 
 
-@pytest.mark.parametrize("name", ["README.md", "assets/experiments.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_links_and_pictures_exist(name):
     """Catches broken links, to files and to headings, and pictures too heavy for a page."""
     page = ROOT / name
@@ -73,14 +75,14 @@ def test_links_and_pictures_exist(name):
 def test_the_excerpt_of_a_diff_is_true():
     """Catches an excerpt of files as they were once."""
     (excerpt,) = re.findall(r"```diff\n(.*?)```", README, re.S)
-    a, b = (source(name).splitlines(keepends=True) for name in ("dcgan", "wgan_gp"))
+    a, b = (source(name).splitlines(keepends=True) for name in ("dcgan", "lsgan"))
     diff = "".join(difflib.unified_diff(a, b, n=3))
     assert excerpt in diff
 
 
 def test_no_picture_is_left_over():
     """Catches a picture that no page shows any more."""
-    shown = {name.split("/")[-1] for name in re.findall(r"\]\(([^)]+)\)", README + EXPERIMENTS)}
+    shown = {name.split("/")[-1] for name in re.findall(r"\]\(([^)]+)\)", TEXT)}
     assert {file.name for file in (ROOT / "assets").glob("*.[pg][ni][gf]")} <= shown
 
 
