@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import common
 
-# These values replace the defaults, which are the paper's, if there is no --path: for a few minutes on a CPU.
+# Without --path, these values replace the defaults: for a few minutes on a CPU.
 PRESET = {
     "size": 32,
     "width": 32,

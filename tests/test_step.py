@@ -114,9 +114,9 @@ def wgan_by_hand(G, D, batches, args):
 
 
 def sngan_by_hand(G, D, batches, args):
-    """Five D steps of the hinge loss on new batches and noise, then one of G."""
+    """One or five D steps of the hinge loss, each on a new batch and new noise, then one of G."""
     zero = torch.zeros(8)
-    for k in range(5):
+    for k in range(args.n_critic):
         fake = D(G(torch.randn(8, 8)).detach())
         value_D = ascend(D, torch.minimum(zero, D(batches[k]) - 1).mean() + torch.minimum(zero, -fake - 1).mean())
     value_G = ascend(G, D(G(torch.randn(8, 8))).mean())
@@ -257,6 +257,7 @@ BY_HAND = {
     "wgan --clip 0.1": wgan_by_hand,
     "wgan_gp": wgan_gp_by_hand,
     "sngan": sngan_by_hand,
+    "sngan --n-critic 5": sngan_by_hand,
     "acgan": acgan_by_hand,
     "acgan --cls-weight 2 --cls-weight-g 0.3 --g-steps 3": acgan_by_hand,
     "cgan_text2img": cgan_by_hand,
@@ -362,7 +363,7 @@ DEFAULTS = {  # of the papers, or of the code that everybody takes for them
     },
     "wgan": {"lr_g": 5e-5, "lr_d": 5e-5, "n_critic": 5, "clip": 0.01},
     "wgan_gp": {"lr_g": 1e-4, "lr_d": 1e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5, "gp": 10},
-    "sngan": {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5},
+    "sngan": {"lr_g": 2e-4, "lr_d": 8e-4, "beta1": 0, "beta2": 0.9, "n_critic": 1},
 }
 ADAM = {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0.5, "beta2": 0.999}
 DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
