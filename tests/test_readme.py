@@ -86,6 +86,21 @@ def test_no_picture_is_left_over():
     assert {file.name for file in (ROOT / "assets").glob("*.[pg][ni][gf]")} <= shown
 
 
+def runs_on_anime() -> list[dict[str, str]]:
+    with open(ROOT / "assets/anime.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("row", runs_on_anime(), ids=lambda row: row["run"])
+def test_the_page_of_the_anime_faces_agrees_with_its_scores(row):
+    """Catches a figure, or a command, that was true of another run."""
+    page = (ROOT / "assets/anime.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{row['command']}` |")]
+    cells = line.strip("| ").split(" | ")[1:]
+    assert cells[:2] == [f"{int(row['steps']):,}", f"{float(row['cpu_seconds']) / 60:.0f}"]
+    assert cells[2:] == [f"{float(row[score]):.2f}" for score in ("FD", "precision", "recall", "diversity", "nearest")]
+
+
 def test_requirements_are_few():
     """Catches a dependency that nobody asked for."""
     names = {re.split(r"[<>=~]", line)[0] for line in (ROOT / "requirements.txt").read_text().split()}
