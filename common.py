@@ -447,7 +447,7 @@ def why_not(path: str, is_folder: bool, out: str) -> str | None:
         belongs_to_run = os.path.realpath(path) == os.path.realpath(out) or is_output(path)
         return "files in the folders of runs" if belongs_to_run else None
     suffix = os.path.splitext(name)[1]
-    return None if suffix in SUFFIXES or not suffix else "files that are no images"
+    return None if suffix in SUFFIXES or not suffix else "files that are not images"
 
 
 def some_of(names: list[str], count: int = 20) -> str:
@@ -666,7 +666,7 @@ def describe_images(index: dict, left_out: dict[str, list[str]], args: argparse.
     folders = left_out.pop(UNREADABLE, [])
     for name, reason in index["bad"].items():
         if not Path(name).suffix and reason == "UnidentifiedImageError":
-            left_out.setdefault("files that are no images", []).append(name)
+            left_out.setdefault("files that are not images", []).append(name)
         else:
             left_out.setdefault("files that cannot be read", []).append(f"{name!r} ({reason})")
 
@@ -703,7 +703,7 @@ def describe_images(index: dict, left_out: dict[str, list[str]], args: argparse.
 def print_left_out(left_out: dict[str, list[str]]):
     """Print how many files were left out, a line for each reason."""
     for reason, files in left_out.items():
-        if reason == "files that are no images":
+        if reason == "files that are not images":
             counts = collections.Counter(Path(file).suffix.lower() or "without a suffix" for file in files)
             details = [f"{count:,} {suffix}" for suffix, count in counts.most_common()]
         elif reason == "files in the folders of runs":

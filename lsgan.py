@@ -263,7 +263,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
 
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():

@@ -157,11 +157,11 @@ class Generator(nn.Module):
 
 
 class SNConv2d(nn.Conv2d):
-    """A convolution for spectral_norm(), which computes the weight in float32 also under autocast."""
+    """A convolution whose spectrally normalized weight is computed in float32, even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight  # where spectral_norm() iterates and divides by sigma, at each access
+            weight = self.weight  # each access divides by sigma, in training after one more power iteration
         return conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
@@ -267,7 +267,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
 
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():

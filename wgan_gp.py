@@ -3,11 +3,11 @@
     min_D  E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)| - 1)^2,  x_hat = e x + (1 - e) G(z), e ~ U[0, 1]
     min_G  - E D(G(z))
 
-What is specific to this file: D is a critic, whose scores are not probabilities but any numbers. A penalty keeps the
-norm of D's gradient with respect to the image near 1, on straight lines between real and generated images. D is updated
-n_critic times per update of G (Algorithm 1). It has no BatchNorm: the penalty is about single images, and BatchNorm
-would mix them (section 4). The negative of loss_D without the penalty is logged as `wasserstein`, an estimate of the
-distance between data and samples.
+What is specific to this file: D is a critic: its scores are unbounded, not probabilities. A penalty keeps the norm of
+D's gradient with respect to the image near 1, on straight lines between real and generated images. D is updated
+n_critic times per update of G (Algorithm 1). It has no BatchNorm, because the penalty is defined for each image
+separately, and with BatchNorm a score would depend on the whole batch (section 4). The negative of loss_D without the
+penalty is logged as `wasserstein`, an estimate of the distance between data and samples.
 
 Differs from the paper: DCGAN's networks with 4x4 kernels and z of 100 (its best results are from ResNets and z of
 128), and no normalization in D where the paper recommends LayerNorm. Samples come from an exponential moving average
@@ -203,11 +203,11 @@ def g_loss(fake: Tensor) -> Tensor:
 
 
 def gradient_penalty(D: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
-    """E (|grad D(x_hat)|_2 - 1)^2, with the norm over all pixels of an image.
+    """E (|grad D(x_hat)|_2 - 1)^2, with the norm over all pixels and channels of an image.
 
     To be called outside autocast, so that it is computed in float32.
     """
-    # a random point on the line between each real and generated image; float32, because e is, even if x_fake is not
+    # a random point on the line between each real and generated image; float32 like e, even if x_fake is bfloat16
     e = torch.rand(len(x_real), 1, 1, 1, device=x_real.device)
     x_hat = (e * x_real + (1 - e) * x_fake).requires_grad_(True)
     score = D(x_hat)
@@ -229,8 +229,8 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
                 x_fake = G(noise(len(x_real), args))
             real = D(x_real)
             fake = D(x_fake)
-            loss = d_loss(real, fake)
-        loss_D = loss + args.gp * gradient_penalty(D, x_real, x_fake)
+            critic_loss = d_loss(real, fake)
+        loss_D = critic_loss + args.gp * gradient_penalty(D, x_real, x_fake)
         step(opt_D, loss_D)
 
     # (2) G: minimize -E D(G(z))
@@ -238,7 +238,7 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     with autocast(args):
         loss_G = g_loss(D(G(noise(len(x_real), args))))
     step(opt_G, loss_G)
-    return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach(), "wasserstein": -loss.detach()}
+    return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach(), "wasserstein": -critic_loss.detach()}
 
 
 # --- plumbing: the same text in every script (tests/test_siblings.py) ---
@@ -269,7 +269,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
 
     params = [p for group in opt.param_groups for p in group["params"]]
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: as zero, so that one process and many do the same
+        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():

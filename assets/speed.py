@@ -3,7 +3,7 @@
     python assets/speed.py                  # all scripts: some 20 minutes on two CPU cores
     python assets/speed.py dcgan sngan      # only these
 
-Each script trains at 64 pixels with the defaults of its paper, and with its preset, on pictures of faces.py. *Ratio* is
+Each script trains at 64 pixels with its defaults, and with its preset, on pictures of faces.py. *Ratio* is
 the time of the usual way to write the same step, divided by ours: float32; torch's default Adam; D collects gradients
 in G's step; D's step goes back through G. The two take turns, and the fastest time of each counts: let nothing else run
 meanwhile. *Memory* is the peak of the whole process or, with a GPU, of its tensors there. For Linux and macOS.

@@ -30,6 +30,7 @@ PLAIN = [*NOISE, "acgan", "cgan_text2img", "infogan"]  # with the networks of dc
 SCRIPTS = [*PLAIN, "lightweight_gan", "r3gan"]
 ALL = [*SCRIPTS, "cyclegan"]  # which has no noise, and tests of its own
 RMSPROP = ["wgan"]  # scripts with another optimizer than Adam: no betas
+SPECTRAL = ["sngan", "infogan"]  # scripts with spectral norm in a D like DCGAN's
 HINGE = ["sngan", "lightweight_gan"]  # scripts with the hinge loss
 LOOKS = [(hair, eyes) for eyes in ("blue", "green") for hair in ("black", "red", "white")]  # labels of the test images
 GROUPS = {"eyes": ["blue", "green"], "hair": ["black", "red", "white"]}

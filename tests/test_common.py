@@ -124,7 +124,7 @@ def test_every_kind_of_file(tmp_path, capsys):
         )
         assert "'folder.jpg/link.png' (not a regular file)" in message
         assert (
-            "left out: hidden files: 3\n" in message and "left out: files that are no images: 1 (1 .txt)\n" in message
+            "left out: hidden files: 3\n" in message and "left out: files that are not images: 1 (1 .txt)\n" in message
         )
         load(tmp_path / "zoo", tmp_path / "cache")
 
@@ -306,7 +306,7 @@ def write_attic(root: Path) -> tuple[list[str], dict[str, int], dict[str, int]]:
     left_out = {
         "hidden files": len(HIDDEN_FILES),
         "files in the folders of runs": len(RUN_FILES),
-        "files that are no images": len(words),
+        "files that are not images": len(words),
     }
     left_out["files that cannot be read"] = len(DAMAGED_FILES) + len(
         ["broken.png", "broken", "itself", "pipe.png", "pipe"]
@@ -337,7 +337,7 @@ def test_every_file_of_a_folder_of_everything(tmp_path, capsys):
         for line in lines[-4:]:
             reason, count = line.removeprefix("left out: ").split(": ", 1)
             counted[reason] = int(count.split(" ")[0])
-            if reason == "files that are no images":
+            if reason == "files that are not images":
                 parts = [part.split(" ", 1) for part in count.split(" (")[1].removesuffix(")").split(", ")]
                 assert {word: int(n) for n, word in parts} == words
         assert counted == left_out
@@ -473,7 +473,7 @@ def test_what_is_there_is_said_before_a_start_is_refused(tmp_path, capsys):
         common.load_images(args)
     message = capsys.readouterr().err
     assert (
-        "left out: files that are no images: 3 (2 .txt, 1 .mp4)\n" in message
+        "left out: files that are not images: 3 (2 .txt, 1 .mp4)\n" in message
         and "left out: files in the folders of runs: 2 (runs/x)" in message
     )
     assert "error: " in message and "holds no image" in message

@@ -588,13 +588,13 @@ def test_other_files_are_counted(tmp_path, capsys):
     for _ in range(2):
         assert common.load_images(args)[1] == ["a.png"]
         assert args.found[args.path]["left_out"] == {
-            "files that are no images": len(NO_IMAGES),
+            "files that are not images": len(NO_IMAGES),
             "files that cannot be read": len(DAMAGED),
         }
         lines = capsys.readouterr().err.splitlines()
-        (line,) = [line for line in lines if "files that are no images" in line]
+        (line,) = [line for line in lines if "files that are not images" in line]
         start, counts = line.removesuffix(")").split(" (")
-        assert start == f"left out: files that are no images: {len(NO_IMAGES)}"
+        assert start == f"left out: files that are not images: {len(NO_IMAGES)}"
         assert sorted(counts.split(", ")) == ["1 .eps", "1 .mpg", "1 .pdf", "1 .svg", "3 .txt", "7 without a suffix"]
         (line,) = [line for line in lines if "files that cannot be read" in line]
         assert all(f"{name!r} (" in line for name in DAMAGED) and "'cut' (image file is truncated" in line

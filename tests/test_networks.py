@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import PLAIN, condition, module, scores, settings
+from conftest import PLAIN, SPECTRAL, condition, module, scores, settings
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -168,7 +168,7 @@ def test_dropout_is_before_the_last_convolution_of_D_only(script):
     assert torch.equal(D(x), D(x))
 
 
-@pytest.mark.parametrize("script", ["sngan", "infogan"])
+@pytest.mark.parametrize("script", SPECTRAL)
 def test_every_layer_of_D_is_normalised_and_none_of_G(script):
     """Catches a layer that was forgotten, spectral norm in G or in Q, and an iteration that does not converge: oracle is the SVD."""
     G, D, _ = build(script, "--size", "32", "--width", "16")

@@ -17,7 +17,7 @@ LOAD, DRAW = LOAD[: LOAD.index("with torch")], LOAD[LOAD.index("with torch") :]
 def loaded(request, folder, pair, tmp_path_factory):
     """A short run of each script, and the names that the page's lines leave behind, with the script in place of sngan."""
     script, here = request.param, tmp_path_factory.mktemp("own")
-    state = run(script, pair if script == "cyclegan" else folder, here / f"runs/{script}", "--steps", "2")
+    state = run(script, pair if script == "cyclegan" else folder, here / "runs/anime", "--steps", "2")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         names = {}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ALL, HEADS, also, condition, module, run, same, same_state, settings
+from conftest import ALL, HEADS, SPECTRAL, also, condition, module, run, same, same_state, settings
 from test_training import refused
 
 CPUS = {
@@ -67,7 +67,7 @@ def test_scores_are_not_rounded_to_bfloat16(any_script):
     assert exact.float().mean() < 0.2  # some numbers are exact in bfloat16 by chance
 
 
-@pytest.mark.parametrize("script", ["sngan", "infogan", "lightweight_gan"])
+@pytest.mark.parametrize("script", [*SPECTRAL, "lightweight_gan"])
 def test_the_power_iteration_is_in_float32(script):
     """Catches sigma under autocast, which on CUDA multiplies matrix and vector in bfloat16."""
     _, args, _, D = networks(script)

@@ -342,7 +342,7 @@ def test_optimisers_have_the_flags_and_the_weights_of_their_network(script, fold
         assert group.get("betas", (0.3, 0.7)) == pytest.approx((0.3, 0.7)) and group.get("alpha", 0.99) == 0.99
 
 
-DEFAULTS = {  # of the papers, or of the code that everybody takes for them
+DEFAULTS = {  # the paper's, or those of the code that everybody takes for them, unless the doc-string says otherwise
     "dcgan": {
         "lr_g": 2e-4,
         "lr_d": 2e-4,
@@ -382,7 +382,7 @@ DEFAULTS["infogan"] = ADAM | {
 }
 
 
-def test_defaults_are_the_papers(script):
+def test_defaults(script):
     """Catches a default that was changed for an experiment, and a preset that leaks into --path."""
     args = vars(module(script).parse_args(["--path", "unused", "--out", "nowhere"]))
     house = {"z_dim": 100, "noise": "normal", "width": 64, "act": "relu", "ema": 0.999, "batch": 64, "size": 64}
