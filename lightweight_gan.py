@@ -11,12 +11,12 @@ generated, through random changes T of color and position (DiffAugment, arXiv 20
 memorize the images.
 
 Differs from the authors' code: no noise injection and only one convolution per block in G, where channels double from
-map to map, up to 16 times the width; spectral normalization (besides BatchNorm) in D only. D has no skips, sees one
-size of the image, gives one score for all of it (authors: one for each position of its last map, which at 48 px would
-see 30 pixels) and has two decoders (authors: three), compared by L1 (authors: LPIPS, whose weights would be a
-download). Plain hinge loss (authors: with random margins); cutout among the changes, and new changes for G's step
-(authors: those of D's step); sizes below 256 px. Samples come from an exponential moving average of G's weights (arXiv
-1710.10196).
+map to map, up to 16 times the width; spectral normalization in D only, and no BatchNorm in D but in its decoders (with
+it, variety is lost: assets/experiments.md). D has no skips, sees one size of the image, gives one score for all of it
+(authors: one for each position of its last map, which at 48 px would see 30 pixels) and has two decoders (authors:
+three), compared by L1 (authors: LPIPS, whose weights would be a download). Plain hinge loss (authors: with random
+margins); cutout among the changes, and new changes for G's step (authors: those of D's step); sizes below 256 px.
+Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python lightweight_gan.py                                            # built-in faces, minutes on a CPU
     python lightweight_gan.py --path data/few --size 256 --out runs/few  # a folder of a few hundred images
@@ -48,10 +48,10 @@ PRESET = {
     "size": 32,
     "width": 16,
     "batch": 16,
-    "steps": 6000,
+    "steps": 9000,
     "lr_g": 5e-4,
-    "lr_d": 5e-4,
-    "augment": ["translation"],
+    "lr_d": 1e-3,
+    "augment": [],
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
 ARCHITECTURE = ("size", "channels", "z_dim", "width")
@@ -236,11 +236,9 @@ class Down(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        main = [conv(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        main += [conv(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
+        main = [conv(c_in, c_out, 4, 2, 1), nn.LeakyReLU(0.2), conv(c_out, c_out, 3, 1, 1), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*main)
-        side = [nn.AvgPool2d(2), conv(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
-        self.side = nn.Sequential(*side)
+        self.side = nn.Sequential(nn.AvgPool2d(2), conv(c_in, c_out, 1), nn.LeakyReLU(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.main(x) + self.side(x)) / 2
@@ -367,7 +365,6 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     x_real = augment(next(data), args.augment)
     with autocast(args):
         x_fake = G(noise(len(x_real), args))  # with its graph: (2) uses it again
-        # two passes, so that BatchNorm normalizes real and generated images separately
         real, large, small = D(x_real)
         reconstruction = reconstruction_loss(D, x_real, large, small)  # of real images only
         fake, _, _ = D(augment(x_fake.detach(), args.augment))

@@ -95,7 +95,7 @@ def test_blocks():
     ("size", "expected"), [(32, [6, 12, 24, 48]), (96, [6, 12, 24, 48, 96]), (256, [6, 12, 24, 48, 96, 96, 96])]
 )
 def test_widths(size, expected):
-    """Catches other channels in D than in G, more than 16 times the width, and a bias where BatchNorm takes it away."""
+    """Catches other channels in D than in G, more than 16 times the width, and a bias where BatchNorm takes it away, BatchNorm in D's way to the score."""
     G, D, _ = build("lightweight_gan", "--size", str(size), "--width", "6")
     of_G = [layers[1].in_channels for layers in G.up] + [G.end[0].in_channels]
     of_D = [D.large[0].out_channels, *(layer.main[0].out_channels for layer in [*D.large[2:], D.small])]
@@ -105,6 +105,9 @@ def test_widths(size, expected):
             if isinstance(layers, nn.Sequential):
                 for layer, after in itertools.pairwise(layers):
                     assert not isinstance(after, nn.BatchNorm2d) or layer.bias is None
+    to_score = [*D.large.modules(), *D.small.modules()]
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in to_score)
+    assert all(layer.bias is not None for layer in to_score if isinstance(layer, nn.Conv2d))
 
 
 def test_corner():
