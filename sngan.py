@@ -6,12 +6,12 @@ What is specific to this file: every layer of D divides its weight matrix by its
 one power iteration per forward pass in training; D needs no BatchNorm. The hinge loss (arXiv 1705.02894) and Adam's
 betas are those of the authors' ResNet code.
 
-Differs from the paper: D is updated once per update of G (the paper: five times), by default at four times the learning
-rate of G, as in SAGAN (arXiv 1805.08318; the paper: the same rate; assets/experiments.md has both). D is DCGAN's (the
-paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of 100 (128), and the learning rates do not
-decay. Real images, generated images and G's step have one power iteration each (the paper: one per update). As in the
-paper, a convolution is normalized as the matrix (c_out, c_in k k) of its weights; the convolution itself may still have
-a larger norm. Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+Differs from the paper: D is updated once per update of G (the paper: five times; both measured: assets/experiments.md).
+D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of 100 (128), and the
+learning rate does not decay. Real images, generated images and G's step have one power iteration each (the paper: one
+per update). As in the paper, a convolution is normalized as the matrix (c_out, c_in k k) of its weights; the
+convolution itself may still have a larger norm. Samples come from an exponential moving average of G's weights (arXiv
+1710.10196).
 
     python sngan.py                                               # built-in faces, a few minutes on a CPU
     python sngan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -63,9 +63,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument(
         "--lr-g", type=common.between(0.0), default=2e-4, help="learning rate of G; too high and training diverges"
     )
-    # four times that of G, as in SAGAN (the paper: the same)
     group.add_argument(
-        "--lr-d", type=common.between(0.0), default=8e-4, help="learning rate of D; higher makes D stronger against G"
+        "--lr-d", type=common.between(0.0), default=2e-4, help="learning rate of D; higher makes D stronger against G"
     )
     group.add_argument(
         "--beta1",

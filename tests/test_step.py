@@ -363,7 +363,7 @@ DEFAULTS = {  # the paper's, or those of the code that everybody takes for them,
     },
     "wgan": {"lr_g": 5e-5, "lr_d": 5e-5, "n_critic": 5, "clip": 0.01},
     "wgan_gp": {"lr_g": 1e-4, "lr_d": 1e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5, "gp": 10},
-    "sngan": {"lr_g": 2e-4, "lr_d": 8e-4, "beta1": 0, "beta2": 0.9, "n_critic": 1},
+    "sngan": {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0, "beta2": 0.9, "n_critic": 1},
 }
 ADAM = {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0.5, "beta2": 0.999}
 DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
