@@ -95,7 +95,7 @@ def test_blocks():
     ("size", "expected"), [(32, [6, 12, 24, 48]), (96, [6, 12, 24, 48, 96]), (256, [6, 12, 24, 48, 96, 96, 96])]
 )
 def test_widths(size, expected):
-    """Catches other channels in D than in G, more than 16 times the width, and a bias where BatchNorm takes it away, BatchNorm in D's way to the score."""
+    """Catches other channels in D than in G, more than 16 times the width, a bias where BatchNorm takes it away, and BatchNorm on D's way to the score."""
     G, D, _ = build("lightweight_gan", "--size", str(size), "--width", "6")
     of_G = [layers[1].in_channels for layers in G.up] + [G.end[0].in_channels]
     of_D = [D.large[0].out_channels, *(layer.main[0].out_channels for layer in [*D.large[2:], D.small])]
