@@ -139,10 +139,10 @@ def test_attributes_are_uniform_and_independent():
 
 
 def test_a_face_takes_a_few_milliseconds():
-    began = time.perf_counter()
+    began = time.process_time()
     for i in range(100):
         faces.paint(0, i, 96)
-    assert (time.perf_counter() - began) / 100 < 0.01
+    assert (time.process_time() - began) / 100 < 0.01
 
 
 def test_command_writes_images_and_labels(tmp_path):
