@@ -8,6 +8,7 @@ requested. All images are brought to 64 px.
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -26,13 +27,19 @@ EPOCHS = 30
 BATCH = 50
 
 
-def load(folder: str) -> tuple[Tensor, list]:
-    """Images (N, 3, S, S) in [-1, 1] of a folder that have labels, and their labels, lists of (group, value)."""
+def load(folder: str) -> tuple[Tensor, list[str], argparse.Namespace]:
+    """Images (N, 3, S, S) in [-1, 1] of a folder, their names, and the settings that found them."""
     args = argparse.Namespace(path=folder, size=SIZE, channels=3, fit="crop", batch=1, cache=common.CACHE, out="")
     args.labels, args.embeddings, args.script, args.found = None, None, "acgan", {}
     images, names = common.load_images(args)
-    rows, found = labels.load_labels(args, names)
-    return common.normalise(torch.from_numpy(images[rows])), found
+    return common.normalise(torch.from_numpy(images[:])), names, args
+
+
+def requested(folder: str, names: list[str], groups: dict[str, list[str]]) -> Tensor:
+    """What labels.csv says of samples, in columns of values or in captions: (N, groups), positions of the values."""
+    with open(Path(folder, "labels.csv"), encoding="utf-8", newline="") as file:
+        rows = {row["image"]: row | dict(labels.tags(row.get("caption", ""))) for row in csv.DictReader(file)}
+    return torch.tensor([[groups[group].index(rows[name][group]) for group in groups] for name in names])
 
 
 def block(c_in: int, c_out: int) -> list[nn.Module]:
@@ -83,22 +90,23 @@ def main(argv=None):
     parser.add_argument("samples", nargs="*", help="folders of samples, with labels.csv")
     args = parser.parse_args(argv)
 
-    x, found = load(args.unseen)
-    groups = labels.classes(found)
+    x, names, found = load(args.unseen)
+    labeled, values = labels.load_labels(found, names)
+    groups = labels.classes(values)
     sizes = [len(values) for values in groups.values()]
-    y = acgan.encode(found, groups)
+    x, y = x[labeled], acgan.encode(values, groups)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
     held_out, seen = order[: len(x) // 5], order[len(x) // 5 :]
-    net = train(x[seen], y[seen], sizes)
 
     rows = {f"{len(held_out)} held-out images": (x[held_out], y[held_out])}
     for folder in args.samples:
-        x, found = load(folder)
-        rows[folder] = (x, acgan.encode(found, groups))
+        samples, names, _ = load(folder)
+        rows[folder] = (samples, requested(folder, names, groups))
+    net = train(x[seen], y[seen], sizes)
     print("| |", " | ".join(groups), "| all |")
     print("|---" * (len(groups) + 2) + "|")
-    for name, (x, y) in rows.items():
-        print("|", name, "|", " | ".join(f"{share:.1%}" for share in accuracy(net, x, y, sizes)), "|")
+    for name, row in rows.items():
+        print("|", name, "|", " | ".join(f"{share:.1%}" for share in accuracy(net, *row, sizes)), "|")
 
 
 if __name__ == "__main__":

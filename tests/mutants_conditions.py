@@ -19,7 +19,7 @@ MUTANTS = [
     (A, "if len(given) == 1 else -1", "if given else -1", "test_labels.py::test_encode_attributes"),
     (A, "out[:, 0], out[:, 1:]", "out[:, 0], out[:, 1:].softmax(1)", "test_conditions.py::test_heads_are_logits"),
     (Q, "self.q(x).flatten(1)", "self.q(x).flatten(1).softmax(1)", "test_conditions.py::test_heads_are_logits"),
-    (Q, "self.q = nn.Conv2d(", "self.q = conv(", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
+    (Q, "self.q = conv(", "self.q = nn.Conv2d(", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
     (Q, "self.score = conv(", "self.score = nn.Conv2d(", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
     (Q, "layers += [conv(c_in", "layers += [nn.Conv2d(c_in", "test_networks.py::test_every_layer_of_D_is_normalised_and_none_of_G"),
     (Q, "spectral_norm(SNConv2d(*shape).apply(init_weights))", "spectral_norm(SNConv2d(*shape))", "test_networks.py::test_initialisation"),

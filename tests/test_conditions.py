@@ -39,8 +39,7 @@ def test_heads_are_logits(script):
     D, x = build(script)[2], torch.rand(4, 3, 16, 16)
     heads = D.eval()(x)[1]
     assert heads.shape[1] == (5 if script == "acgan" else 10)
-    with torch.no_grad():
-        (D.heads if script == "acgan" else D.q).weight *= 1000
+    (D.heads if script == "acgan" else D.q).register_forward_hook(lambda layer, inputs, out: 1000 * out)
     torch.testing.assert_close(D(x)[1], 1000 * heads, rtol=1e-4, atol=1e-4)
 
 

@@ -361,7 +361,7 @@ DEFAULTS = {  # the paper's, or those of the code that everybody takes for them,
         "fake_label": [0, 0],
         "g_label": 1,
     },
-    "wgan": {"lr_g": 5e-5, "lr_d": 5e-5, "n_critic": 5, "clip": 0.01},
+    "wgan": {"lr_g": 5e-4, "lr_d": 3e-4, "n_critic": 2, "clip": 0.01},
     "wgan_gp": {"lr_g": 1e-4, "lr_d": 1e-4, "beta1": 0, "beta2": 0.9, "n_critic": 5, "gp": 10},
     "sngan": {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0, "beta2": 0.9, "n_critic": 1},
 }
@@ -372,7 +372,8 @@ DEFAULTS["lightweight_gan"] = ADAM | {"z_dim": 256, "width": 32, "batch": 8, "ac
 DEFAULTS["lightweight_gan"] |= {"augment": ["translation", "colour", "cutout"]}
 DEFAULTS["r3gan"] = ADAM | {"beta1": 0, "beta2": 0.9, "z_dim": 64, "act": None, "gamma": 2, "penalty_every": 1}
 DEFAULTS["infogan"] = ADAM | {
-    "lr_g": 1e-3,
+    "beta1": 0,
+    "beta2": 0.9,
     "z_dim": 62,
     "info_cat": 1,
     "info_con": 0.1,
