@@ -13,13 +13,13 @@ and half the squared error. L_I is in D's step and in G's step, as in the author
 optimizer.
 
 Differs from the paper: z is normal (paper: uniform), which keeps G from showing little but the code, and D has spectral
-normalization, as in sngan.py (paper: BatchNorm). So has Q, which therefore cannot read what is too faint to see.
-Learning rates and Adam's betas are those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and 0.999), anime
-faces collapse. The preset is near the authors' (all measured: README, Experiments). G learns with the non-saturating
-loss (or --adv lsgan). Q is one linear layer. The networks are DCGAN's otherwise. lambda is 0.1 for the numbers
-(authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten digits). The standard deviation is not
-learned (as in the authors' code for digits). G learns on the noise and codes that D has seen (authors: new ones).
-Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+normalization, as in sngan.py (paper: BatchNorm). So has Q, which then finds it harder to read what is too faint to see.
+Learning rates and Adam's betas are those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and 0.999),
+training on anime faces collapsed. The preset is near the authors' (all measured: README, Experiments). G learns with
+the non-saturating loss (or --adv lsgan). Q is one linear layer. The networks are DCGAN's otherwise. lambda is 0.1 for
+the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten digits). The standard
+deviation is not learned (as in the authors' code for digits). G learns on the noise and codes that D has seen (authors:
+new ones). Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python infogan.py                                               # built-in faces, a few minutes on a CPU
     python infogan.py --path data/anime --size 64 --out runs/anime  # any folder of images, no labels

@@ -8,10 +8,10 @@ clipped after each of its updates, so that it stays Lipschitz, and it is updated
 The negative of loss_D is logged as `wasserstein`: up to a factor, an estimate of the distance between data and samples.
 
 Differs from the paper: nothing in the algorithm, but learning rates are 5e-4 for G and 3e-4 for D, and n_critic is 2,
-with which faces appear in minutes (paper: 5e-5 and 5; measured: README, Experiments). The authors' code clips before
-the critic's step, so that G meets an unclipped critic, and gives the critic 100 steps at the start and from time to
-time; this file follows the paper. BatchNorm is where their code has it, and its gains are clipped, too. Samples come
-from an exponential moving average of G's weights (arXiv 1710.10196).
+with which narrow networks draw faces in minutes (paper: 5e-5 and 5; measured: README, Experiments). The authors' code
+clips before the critic's step, so that G meets an unclipped critic, and gives the critic 100 steps at the start and
+from time to time; this file follows the paper. BatchNorm is where their code has it, and its gains are clipped, too.
+Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python wgan.py                                               # built-in faces, a few minutes on a CPU
     python wgan.py --path data/anime --size 64 --out runs/anime  # any folder of images

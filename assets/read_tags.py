@@ -75,7 +75,10 @@ def train(x: Tensor, y: Tensor, sizes: list[int]) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, x: Tensor, y: Tensor, sizes: list[int]) -> list[float]:
-    """The share of images in which each group is read as it is labeled, and that in which all groups are."""
+    """The share of images in which each group is read as it is labeled, and that in which all are.
+
+    A group without a label counts as right.
+    """
     read = []
     for images in x.split(BATCH):
         read.append(torch.stack([part.argmax(1) for part in net(images).split(sizes, 1)], 1))

@@ -344,8 +344,9 @@ def test_given_flags_beat_the_preset_and_path_switches_it_off(any_script, tmp_pa
     for name, value in m.PRESET.items():
         if isinstance(value, (int, float)) and name not in ("size", "constant", "decay", "save_every", "log_every"):
             flag = f"--{name.replace('_', '-')}"
-            given = m.parse_args(["--out", str(tmp_path / "x"), flag, str(value * 2)]) if name != "steps" else None
-            assert given is None or (getattr(given, name) == value * 2 and given.preset)
+            other = value * 2 if isinstance(value, int) else value / 2  # betas stay below 1
+            given = m.parse_args(["--out", str(tmp_path / "x"), flag, str(other)]) if name != "steps" else None
+            assert given is None or (getattr(given, name) == other and given.preset)
     plain = m.parse_args(["--path", "data", "--out", str(tmp_path / "x")])
     assert not plain.preset and any(getattr(plain, name) != value for name, value in m.PRESET.items())
 
