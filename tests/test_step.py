@@ -104,8 +104,8 @@ def lsgan_by_hand(G, D, batches, args):
 
 
 def wgan_by_hand(G, D, batches, args):
-    """Algorithm 1 with gradient ascent at 0.1: the weights are in the box after each of five critic steps."""
-    for k in range(5):
+    """Algorithm 1 with gradient ascent at 0.1: the weights are in the box after each of the critic's steps."""
+    for k in range(args.n_critic):
         value_D = ascend(D, D(batches[k]).mean() - D(G(torch.randn(8, 8)).detach()).mean())
         for p in D.parameters():
             p.data = torch.maximum(torch.minimum(p.data, torch.tensor(args.clip)), torch.tensor(-args.clip))
@@ -254,7 +254,7 @@ BY_HAND = {
     "lsgan": lsgan_by_hand,
     "lsgan --real-label 1 2 --fake-label -1 -0.5 --g-label 0.5": lsgan_by_hand,
     "wgan": wgan_by_hand,
-    "wgan --clip 0.1": wgan_by_hand,
+    "wgan --clip 0.1 --n-critic 5": wgan_by_hand,
     "wgan_gp": wgan_gp_by_hand,
     "sngan": sngan_by_hand,
     "sngan --n-critic 5": sngan_by_hand,
