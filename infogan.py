@@ -80,7 +80,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--beta1",
         type=common.between(0.0, 0.9999),
         default=0.0,
-        help="Adam beta1 (decay of the gradient average); 0 is no momentum, high values can make a GAN unstable",
+        help="Adam beta1 (decay of the gradient average); 0.9, Adam's usual value, can make a GAN collapse",
     )
     group.add_argument(
         "--beta2", type=common.between(0.0, 0.9999), default=0.9, help="Adam beta2 (decay of the squared gradients)"
@@ -239,7 +239,6 @@ class Discriminator(nn.Module):
         super().__init__()
         w = widths(args)
         base = args.size >> len(w)
-        c_dim = args.categories + args.codes
 
         # (N, C, S, S) -> (N, w[0], S/2, S/2)
         layers = [conv(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
@@ -249,8 +248,8 @@ class Discriminator(nn.Module):
         self.net = nn.Sequential(*layers)
         # (N, w[-1], base, base) -> (N, 1, 1, 1)
         self.score = conv(w[-1], 1, base)
-        # (N, w[-1], base, base) -> (N, c_dim, 1, 1); with spectral norm, G must show the code in large differences
-        self.q = conv(w[-1], c_dim, base)
+        # (N, w[-1], base, base) -> (N, categories + codes, 1, 1)
+        self.q = conv(w[-1], args.categories + args.codes, base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.net(x).float()
