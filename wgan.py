@@ -10,8 +10,10 @@ The negative of loss_D is logged as `wasserstein`: up to a factor, an estimate o
 Differs from the paper: nothing in the algorithm, but learning rates are 5e-4 for G and 3e-4 for D, and n_critic is 2,
 with which narrow networks draw faces in minutes (paper: 5e-5 and 5; measured: README, Experiments). The authors' code
 clips before the critic's step, so that G meets an unclipped critic, and gives the critic 100 steps at the start and
-from time to time; this file follows the paper. BatchNorm is where their code has it, and its gains are clipped, too.
-Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+from time to time; this file follows the paper. BatchNorm is where their code has it, and its gains are clipped, too;
+on the built-in faces, InstanceNorm (`--norm instance`), which normalizes each image alone, makes far better faces, on
+anime faces far worse ones (measured there, too). Samples come from an exponential moving average of G's weights (arXiv
+1710.10196).
 
     python wgan.py                                               # built-in faces, a few minutes on a CPU
     python wgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -42,9 +44,10 @@ PRESET = {
     "width": 32,
     "batch": 16,
     "steps": 10_000,
+    "norm": "instance",
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
-ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")
+ARCHITECTURE = ("size", "channels", "z_dim", "width", "act", "norm")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -74,6 +77,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="channels at the highest resolution, doubled at each lower one; more gives finer images and slower steps",
     )
     group.add_argument("--act", choices=("relu", "lrelu"), default="relu", help="activation in G: ReLU or leaky ReLU")
+    group.add_argument("--norm", choices=("batch", "instance"), default="batch", help="normalization in D")
     group.add_argument(
         "--ema",
         type=common.between(0.0, 1.0),
@@ -160,7 +164,9 @@ class Discriminator(nn.Module):
         layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
         for c_in, c_out in itertools.pairwise(w):
-            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2)]
+            # a tiny eps, because variances are tiny, too, with clipped weights
+            norm = nn.BatchNorm2d(c_out) if args.norm == "batch" else nn.InstanceNorm2d(c_out, eps=1e-12)
+            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), norm, nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers)
         # (N, w[-1], base, base) -> (N, 1, 1, 1)
         self.score = nn.Conv2d(w[-1], 1, base)

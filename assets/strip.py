@@ -1,4 +1,4 @@
-"""README's first picture: of each script's last grid (assets/*_faces.png) the first 4 x 4 images, with its name."""
+"""README's pictures of all scripts: from each one's grid, assets/*_anime.png or *_faces.png, the upper left corner."""
 
 from pathlib import Path
 
@@ -7,13 +7,19 @@ from PIL import Image, ImageDraw, ImageFont
 HERE = Path(__file__).parent
 SCRIPTS = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan", "r3gan"]
 SCRIPTS += ["acgan", "cgan_text2img", "infogan", "lightweight_gan", "cyclegan"]
-TILE = 4 * 34 + 2  # images of 32 pixels with borders of 2
 
-if __name__ == "__main__":
-    strip = Image.new("RGB", (6 * (TILE + 8) - 8, 2 * (TILE + 24) - 4), "white")
+
+def strip(kind: str, side: int) -> Image.Image:
+    """Squares of `side` pixels, six in a row, with the names of the scripts."""
+    picture = Image.new("RGB", (6 * (side + 8) - 8, 2 * (side + 24) - 4), "white")
     font = ImageFont.load_default(13)
     for i, script in enumerate(SCRIPTS):
-        left, top = i % 6 * (TILE + 8), i // 6 * (TILE + 24)
-        strip.paste(Image.open(HERE / f"{script}_faces.png").crop((0, 0, TILE, TILE)), (left, top))
-        ImageDraw.Draw(strip).text((left, top + TILE + 2), f"{script}.py", "black", font)
-    strip.save(HERE / "strip.png", optimize=True)
+        left, top = i % 6 * (side + 8), i // 6 * (side + 24)
+        picture.paste(Image.open(HERE / f"{script}_{kind}.png").crop((0, 0, side, side)), (left, top))
+        ImageDraw.Draw(picture).text((left, top + side + 2), f"{script}.py", "black", font)
+    return picture
+
+
+if __name__ == "__main__":
+    strip("anime", 2 * 66 + 2).save(HERE / "strip.png", optimize=True)  # 2 x 2 faces of 64 pixels, borders of 2
+    strip("faces", 4 * 34 + 2).save(HERE / "strip_faces.png", optimize=True)  # 4 x 4 faces of 32 pixels

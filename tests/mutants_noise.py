@@ -51,6 +51,8 @@ MUTANTS = [
     (C, "p.clamp_(-c, c)", "p.clamp_(max=c)", "test_step.py::test_wgan_linear_critic_ends_in_a_corner"),
     (C, "in D.parameters():", "in list(D.parameters())[1:]:", "test_step.py::test_wgan_critic_is_in_its_box_whenever_G_moves"),
     (C, "torch.optim.RMSprop(D", "torch.optim.Adam(D", "test_step.py::test_wgan_has_no_momentum"),
+    (C, 'if args.norm == "batch"', 'if args.norm != "batch"', "test_networks.py::test_wgan_instance_norm_scores_one_image_at_a_time"),
+    (C, "c_out, eps=1e-12)", "c_out)", "test_networks.py::test_wgan_instance_norm_normalizes_small_variances"),
     (C, "-loss_D.detach()", "loss_D.detach()", "test_step.py::test_wasserstein_estimate"),
     (W, "-critic_loss.detach()", "-loss_D.detach()", "test_step.py::test_wasserstein_estimate"),
     (C + S, "with torch.no_grad():  # G", "if True:  # G", "test_step.py::test_isolation"),

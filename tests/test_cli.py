@@ -127,6 +127,7 @@ BOUNDS = {  # flag -> the least and the greatest value that is taken, and values
     "ema": ("0", "1", "-0.1 1.1 nan"),
     "noise": ("normal", "uniform", "gaussian"),
     "act": ("relu", "lrelu", "tanh"),
+    "norm": ("batch", "instance", "layer"),
     "n-critic": ("1", "1000", "0 1.5"),
     "clip": ("1e-6", "1", "0 -1"),
     "gp": ("0", "1000", "-1 nan"),

@@ -358,6 +358,7 @@ NETWORKS = {
     "width": "5",
 }  # flags that change the networks, and other values
 OF_NETWORKS = dict.fromkeys(SCRIPTS, NETWORKS) | {name: NETWORKS | {"act": "lrelu"} for name in PLAIN}
+OF_NETWORKS["wgan"] = OF_NETWORKS["wgan"] | {"norm": "instance"}
 OF_NETWORKS["infogan"] = OF_NETWORKS["infogan"] | {"categories": "9", "codes": "3"}
 OF_NETWORKS["r3gan"] = NETWORKS | {"blocks": "3", "stem": "2"}
 OF_NETWORKS["cyclegan"] = {"channels": "1", "width": "5", "blocks": "2"}

@@ -155,6 +155,25 @@ def test_layers_are_the_paper_s(script):
     assert len(convolutions) == 10 and all(layer.kernel_size == (4, 4) for layer in convolutions)
 
 
+def test_wgan_instance_norm_scores_one_image_at_a_time():
+    """Catches --norm instance that leaves BatchNorm in the critic, and one that a folder of images gets by default."""
+    x = torch.randn(4, 3, 32, 32)
+    flags = ("--size", "32", "--width", "8")
+    for given, alone in [(("--norm", "instance"), True), (("--norm", "batch"), False), ((), False)]:
+        D = build("wgan", *flags, *given)[1]
+        assert torch.allclose(D(x)[:2], D(x[:2]), atol=1e-5) == alone, given
+
+
+def test_wgan_instance_norm_normalizes_small_variances():
+    """Catches an eps, such as torch's of 1e-5, beside which the variances of a critic with clipped weights vanish."""
+    D = build("wgan", "--size", "32", "--width", "8", "--norm", "instance")[1]
+    x = torch.randn(2, 3, 32, 32)
+    expected = D(x)
+    with torch.no_grad():
+        D.net[0].weight *= 1e-3  # and with it all feature maps up to the first normalization
+    torch.testing.assert_close(D(x), expected, rtol=0.01, atol=0.001 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("script", ["dcgan", "lsgan"])
 def test_dropout_is_before_the_last_convolution_of_D_only(script):
     """Catches dropout in G, which fails to learn, at the scores, or in every layer; and one that --dropout 0 leaves on."""

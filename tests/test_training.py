@@ -357,7 +357,7 @@ def test_kill_during_saves_twenty_times(script, folder, tmp_path):
 # what a preset may change, and what it may change in one script
 IN_PRESETS = {"size", "width", "batch", "steps", "lr_g", "lr_d", "ema", "n_critic", "save_every", "log_every"}
 MORE_IN_PRESETS = {"lightweight_gan": {"augment"}, "r3gan": {"blocks", "stem", "penalty_every", "gamma", "anneal"}}
-MORE_IN_PRESETS["infogan"] = {"beta1", "beta2"}
+MORE_IN_PRESETS |= {"infogan": {"beta1", "beta2"}, "wgan": {"norm"}}
 
 
 def test_preset_without_path(script, tmp_path, monkeypatch):
