@@ -45,7 +45,7 @@ UNREADABLE = "folders that cannot be read"
 HIDDEN = ("thumbs.db", "desktop.ini")  # what Windows puts beside images; names with a dot in front are hidden, too
 CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
 
-# What Pillow reads, but for formats that are no pictures, or that other programs would have to draw.
+# What Pillow reads, except formats that are not pictures, or that other programs would have to draw.
 Image.init()
 USUAL = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]  # tried first, because trying them all takes time
 FORMATS = USUAL + sorted(Image.OPEN.keys() - {*USUAL, "BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -340,8 +340,10 @@ def refuse_to_overwrite(args: argparse.Namespace):
     out = Path(args.out)
     if args.sample or not is_main_process():  # the main process may have begun to write already
         return
-    if args.resume and out.resolve() in Path(args.checkpoint).resolve().parents:
-        return
+    if args.resume:
+        of_this_run = [out.resolve(), (out / "checkpoints").resolve()]
+        if Path(args.checkpoint).resolve().parent in of_this_run:
+            return
     if os.path.exists(out / "last.pt") or os.path.exists(out / "log.csv"):
         fail(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
 
@@ -661,7 +663,7 @@ def describe_images(index: dict, left_out: dict[str, list[str]], args: argparse.
         print_line(f"images: {len(index['names']):,} built-in faces of {args.size}x{args.size} pixels")
         return {"files": len(index["names"]), "images": len(index["names"]), "left_out": {}}
 
-    # a file without a suffix that is no image is no damaged one either
+    # a file without a suffix that Pillow cannot identify is not an image, rather than a damaged one
     left_out = dict(left_out)
     folders = left_out.pop(UNREADABLE, [])
     for name, reason in index["bad"].items():
@@ -1023,7 +1025,7 @@ def claim(folder: Path, names: list[str], replace: bool = False):
             f"{folder} holds {foreign[0]!r}, which this call would overwrite, and which is not in its .written, the "
             f"list of what earlier calls wrote ({len(foreign)} such files): move them, or choose another --out"
         )
-    # all names for now, in case that the process is killed
+    # all names for now, in case the process is killed
     write_list(folder, [*earlier, *names])
     if replace:
         for name in earlier:
@@ -1147,16 +1149,17 @@ class Run:
         self.leaving = False  # this step is the last one
 
     def __enter__(self):
+        if self.rank == 0:
+            try:
+                with ends_with("training has not begun"):
+                    self.begin()
+            except OSError as error:
+                fail(f"cannot write to {self.out} ({why(error)}): make room, or choose another folder with --out", 1)
+
         # Ctrl-C, and what schedulers send before they end a job
         self.handlers = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self.on_signal)
-        if self.rank:
-            return self
-        try:
-            self.begin()
-        except OSError as error:
-            fail(f"cannot write to {self.out} ({why(error)}): make room, or choose another folder with --out", code=1)
         return self
 
     def begin(self):

@@ -11,13 +11,13 @@ penalties keep D's slope small at real images (R1) and at generated images (R2).
 a grouped 3x3 convolution, and a 1x1 projection that starts at zero.
 
 Differs from the authors' code: channels double from the largest map to the smallest, up to 8 times (theirs for FFHQ:
-768 from 4 to 32 pixels, then half at each size); batch 64 (256); no augmentation; G learns from the noise and the real
-images that D has just seen; --ema is per step (theirs: a half-life that rises to 500,000 images). --stem k gathers
+768 from 4 to 32 pixels, then half at each size); batch 64 (FFHQ: 256); no augmentation; G learns from the noise and the
+real images that D has just seen; --ema is per step (FFHQ: a half-life that rises to 500,000 images). --stem k gathers
 squares of k x k pixels (theirs: none). With --penalty-every k, as in the preset, R1 and R2 are computed only in every
 k-th step and multiplied by k. That is not quite the same under Adam: D then moves more slowly where the penalties
 dominate. Learning rates fall to a quarter, gamma and 1 - beta2 to a tenth, along a cosine over --anneal steps, which
-should be as many as --steps. The authors' gamma is 0.05 at 32 pixels, 2 at 64 and 150 at 256. Samples come from an
-exponential moving average of G's weights (arXiv 1710.10196).
+should be as many as --steps. The authors' gamma is 0.05 for CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64 and 256.
+Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python r3gan.py                                               # built-in faces, minutes on a CPU
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images

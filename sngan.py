@@ -6,8 +6,8 @@ What is specific to this file: every layer of D divides its weight matrix by its
 one power iteration per forward pass in training; D needs no BatchNorm. The hinge loss (arXiv 1705.02894) and Adam's
 betas are those of the authors' ResNet code.
 
-Differs from the paper: D is updated once per update of G (the paper: five times; both measured: assets/experiments.md).
-D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of 100 (128), and the
+Differs from the authors' ResNet code: D is updated once per update of G (theirs: five times; assets/experiments.md has
+both). D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of 100 (128), and the
 learning rate does not decay. Real images, generated images and G's step have one power iteration each (the paper: one
 per update). As in the paper, a convolution is normalized as the matrix (c_out, c_in k k) of its weights; the
 convolution itself may still have a larger norm. Samples come from an exponential moving average of G's weights (arXiv

@@ -7,13 +7,12 @@ clipped after each of its updates, so that it stays Lipschitz, and it is updated
 (Algorithm 1). The optimizer is RMSprop, because momentum and high learning rates made training unstable (section 4).
 The negative of loss_D is logged as `wasserstein`: up to a factor, an estimate of the distance between data and samples.
 
-Differs from the paper: nothing in the algorithm, but learning rates are 5e-4 for G and 3e-4 for D, and n_critic is 2,
-with which narrow networks draw faces in minutes (paper: 5e-5 and 5; measured: README, Experiments). The authors' code
-clips before the critic's step, so that G meets an unclipped critic, and gives the critic 100 steps at the start and
-from time to time; this file follows the paper. BatchNorm is where their code has it, and its gains are clipped, too;
-on the built-in faces, InstanceNorm (`--norm instance`), which normalizes each image alone, makes far better faces, on
-anime faces far worse ones (measured there, too). Samples come from an exponential moving average of G's weights (arXiv
-1710.10196).
+Differs from the paper, but not in the algorithm: learning rates are 5e-4 for G and 3e-4 for D, and n_critic is 2, with
+which narrow networks draw faces in minutes (paper: 5e-5 and 5). The authors' code clips before the critic's step, so
+that G meets an unclipped critic, and gives the critic 100 steps at the start and from time to time; this file follows
+the paper. BatchNorm is where their code has it, and its gains are clipped, too. The preset replaces it in the critic by
+InstanceNorm (`--norm instance`), which is far better on the built-in faces and far worse on anime faces (both measured:
+assets/experiments.md). Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python wgan.py                                               # built-in faces, a few minutes on a CPU
     python wgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -164,7 +163,7 @@ class Discriminator(nn.Module):
         layers = [nn.Conv2d(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         # (N, c_in, s, s) -> (N, c_out, s/2, s/2), down to (N, w[-1], base, base)
         for c_in, c_out in itertools.pairwise(w):
-            # a tiny eps, because variances are tiny, too, with clipped weights
+            # InstanceNorm without gains, so nothing to clip; a tiny eps, because clipped weights make variances tiny
             norm = nn.BatchNorm2d(c_out) if args.norm == "batch" else nn.InstanceNorm2d(c_out, eps=1e-12)
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), norm, nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers)

@@ -7,9 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = (
-    "1"  # on a busy machine two threads are slower than one
-)
+# one thread: on a busy machine, two are slower
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 if "GAN_TESTS_CACHE" not in os.environ:  # the processes that tests start share it
     os.environ["GAN_TESTS_CACHE"] = tempfile.mkdtemp(prefix="gan-tests-")
     atexit.register(shutil.rmtree, os.environ["GAN_TESTS_CACHE"], ignore_errors=True)
@@ -25,7 +24,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # the five noise scripts
+NOISE = ["dcgan", "lsgan", "wgan", "wgan_gp", "sngan"]  # scripts with noise only
 PLAIN = [*NOISE, "acgan", "cgan_text2img", "infogan"]  # with the networks of dcgan.py, or nearly
 SCRIPTS = [*PLAIN, "lightweight_gan", "r3gan"]
 ALL = [*SCRIPTS, "cyclegan"]  # which has no noise, and tests of its own

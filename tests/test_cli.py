@@ -273,6 +273,17 @@ def test_what_a_run_refuses_at_its_start(any_script, images, tmp_path, capsys):
     assert not (tmp_path / "other").exists() and not (tmp_path / "nowhere").exists()
 
 
+def test_resume_into_a_folder_above_another_run(folder, tmp_path, capsys):
+    """Catches --out a --resume --checkpoint a/b/last.pt, which would replace the run in a by that in a/b."""
+    for out in ("a", "a/b"):
+        run("dcgan", folder, tmp_path / out, "--steps", "1")
+    flags = ["--path", str(folder), "--out", str(tmp_path / "a"), "--resume", "--steps", "2"]
+    with refused(capsys, 2, "already holds a run"):
+        module("dcgan").parse_args([*flags, "--checkpoint", str(tmp_path / "a/b/last.pt")])
+    for own in ("last.pt", "checkpoints/000001.pt"):
+        module("dcgan").parse_args([*flags, "--checkpoint", str(tmp_path / "a" / own)])
+
+
 @pytest.mark.parametrize("script", ["acgan", "cgan_text2img"])
 def test_labels_that_changed_since_the_checkpoint(script, folder, tmp_path, capsys):
     """Catches a resumed run whose labels have other values: numbers of classes and words would mean something else."""

@@ -483,6 +483,15 @@ def test_a_disk_that_is_full_while_logging_is_said(tmp_path, capsys):
         raise OSError(28, "No space left on device")
 
 
+def test_ctrl_c_is_as_before_if_a_run_cannot_begin(tmp_path, capsys):
+    """Catches a handler that swallows every later Ctrl-C of a notebook or a test."""
+    before = signal.getsignal(signal.SIGINT)
+    (tmp_path / "file").write_text("no folder")
+    with refused(capsys, 1, "cannot write to"), by_hand(tmp_path / "file/run", IMAGES, grid):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_two_runs_in_one_folder(any_script, images, tmp_path, monkeypatch, capsys):
     """Catches logs and checkpoints of two processes that are mixed up; the second stops before it writes."""
     m, out, seen = module(any_script), tmp_path / "run", []

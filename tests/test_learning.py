@@ -12,24 +12,11 @@ QUICK = ["--width", "16", "--lr-g", "1e-3", "--lr-d", "1e-3"]
 LEARN = {
     "dcgan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99"],
     "lsgan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99"],
-    "wgan": [
-        *QUICK,
-        "--batch",
-        "32",
-        "--steps",
-        "700",
-        "--ema",
-        "0.99",
-        "--lr-g",
-        "2e-3",
-        "--lr-d",
-        "5e-4",
-        "--n-critic",
-        "3",
-    ],
+    "wgan": ["--width", "16", "--batch", "32", "--steps", "700", "--ema", "0.99", "--n-critic", "3"],
     "wgan_gp": [*QUICK, "--batch", "32", "--steps", "300", "--ema", "0.98", "--n-critic", "5"],
     "sngan": [*QUICK, "--batch", "16", "--steps", "700", "--ema", "0.99", "--n-critic", "1"],
 }
+LEARN["wgan"] += ["--lr-g", "2e-3", "--lr-d", "5e-4", "--norm", "batch"]  # as for a folder of images
 LEARN |= dict.fromkeys(("acgan", "cgan_text2img", "infogan"), LEARN["dcgan"])
 LEARN["r3gan"] = [*LEARN["dcgan"], "--blocks", "1", "--penalty-every", "4", "--anneal", "1200", "--steps", "1200"]
 LEARN["r3gan"] += ["--stem", "1", "--lr-g", "3e-3", "--lr-d", "1.5e-3", "--gamma", "20"]

@@ -14,7 +14,8 @@ def log_sigmoid(x: float) -> float:
     return -math.log(1 + math.exp(-x))
 
 
-# script -> (d_loss, g_loss) of REAL and FAKE, written out score by score; their values where all scores are 0; and where they are 1, -1
+# script -> d_loss and g_loss of REAL and FAKE, written out score by score; both where all scores are 0; both where real
+# scores are 1 and generated ones -1
 EXPECTED = {
     "dcgan": (
         -sum(log_sigmoid(r) for r in REAL.tolist()) / 4 - sum(log_sigmoid(-f) for f in FAKE.tolist()) / 4,
@@ -43,13 +44,16 @@ EXPECTED |= dict.fromkeys(("acgan", "infogan"), EXPECTED["dcgan"]) | {"lightweig
 @pytest.mark.parametrize("script", EXPECTED)
 def test_values(script):
     """Catches a wrong sign, factor, reduction or swapped roles."""
-    m, (d, g, zero, apart) = module(script), EXPECTED[script]
-    assert m.d_loss(REAL, FAKE).item() == pytest.approx(d, abs=1e-6)
-    assert m.g_loss(FAKE).item() == pytest.approx(g, abs=1e-6)
-    for real, fake, (d, g) in ((0.0, 0.0, zero), (1.0, -1.0, apart)):
-        real, fake = torch.full((5,), real), torch.full((5,), fake)
-        assert m.d_loss(real, fake).item() == pytest.approx(d, abs=1e-6)
-        assert m.g_loss(fake).item() == pytest.approx(g, abs=1e-6)
+    m = module(script)
+    expected_d, expected_g, at_zero, apart = EXPECTED[script]
+    one, zero = torch.ones(5), torch.zeros(5)
+    for real, fake, expected in (
+        (REAL, FAKE, (expected_d, expected_g)),
+        (zero, zero, at_zero),
+        (one, -one, apart),
+    ):
+        assert m.d_loss(real, fake).item() == pytest.approx(expected[0], abs=1e-6)
+        assert m.g_loss(fake).item() == pytest.approx(expected[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("script", EXPECTED)

@@ -366,6 +366,8 @@ OF_NETWORKS["cyclegan"] = {"channels": "1", "width": "5", "blocks": "2"}
 
 def test_flags_that_change_the_networks_are_refused(any_script, images, tmp_path, capsys):
     """Catches a traceback from load_state_dict, or weights that fit by chance: --act, and in cyclegan.py --blocks of another kind."""
+    known = set(module(any_script).ARCHITECTURE) - {"groups", "words", "text_dim"}  # which come from labels
+    assert {flag.replace("-", "_") for flag in OF_NETWORKS[any_script]} == known
     out = tmp_path / "run"
     run(any_script, images, out, "--steps", "1")
     for flag, value in OF_NETWORKS[any_script].items():
