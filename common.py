@@ -872,7 +872,7 @@ def move_into_place(temporary: Path, final: Path, image_bytes: int):
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """uint8 from 0 to 255 -> float32 from -1 to 1."""
     return images.float().div_(127.5).sub_(1)
 
@@ -929,7 +929,7 @@ class Batches:
             x = self.images[self.move(rows)]
         else:
             x = self.move(self.images[rows])
-        x = normalise(x)
+        x = normalize(x)
 
         if self.flip:
             # coins of the whole batch, so that they do not depend on the number of ranks
@@ -1185,7 +1185,7 @@ class Run:
         # a grid of real images, and their mean distance, by which the diversity of samples is divided
         order = np.random.default_rng(self.args.seed).permutation(len(self.data.rows))
         rows = torch.from_numpy(self.data.rows[order[:GRID]])
-        real = normalise(self.data.images[rows.to(self.data.images.device)])
+        real = normalize(self.data.images[rows.to(self.data.images.device)])
         save_png(real, self.out / "real.png")
         self.real_distance = mean_distance(real) or math.nan  # if all reals are alike, diversity is not known
 

@@ -281,7 +281,7 @@ def extract(images: np.ndarray, indices: np.ndarray) -> Tensor:
     total = math.ceil(len(indices) / BATCH)
     features = []
     for block in tqdm(blocks(images, indices), desc="features", total=total, leave=False, unit_scale=BATCH):
-        x = common.normalise(torch.from_numpy(block))  # (n, 3, S, S)
+        x = common.normalize(torch.from_numpy(block))  # (n, 3, S, S)
         statistics = []
         for layer, weight in enumerate(filters()):
             x = pad(x, (1, 1, 1, 1), mode="replicate")
@@ -617,7 +617,7 @@ def describe_setup(real: np.ndarray, weights: str | None, args) -> dict:
         "real": args.real,
         "reals": len(real),
         "size": args.size,
-        "resize": {"crop": "centre crop, Lanczos"}.get(args.fit, f"{args.fit}, Lanczos"),
+        "resize": {"crop": "center crop, Lanczos"}.get(args.fit, f"{args.fit}, Lanczos"),
         "channels": args.channels,
         "features": f"random convolutions, {features}",
         "versions": versions,

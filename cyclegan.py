@@ -569,7 +569,7 @@ def grid_images(args, side: str, images: np.ndarray, rows: np.ndarray) -> Tensor
         edge = (images.shape[2] - args.size) // 2
         look = images[rows[:8], :, edge : edge + args.size, edge : edge + args.size]
     eight = np.arange(8) % len(look)
-    return common.normalise(torch.from_numpy(look[eight])).to(args.device)
+    return common.normalize(torch.from_numpy(look[eight])).to(args.device)
 
 
 def grid(G_ema: nn.ModuleDict, a: Tensor, b: Tensor) -> Tensor:
@@ -668,7 +668,7 @@ def translate_files(G: Generator, files: dict[str, str], out: str, args):
             for each in (image, translated):
                 pairs.append(common.pixels(common.square(each, args.size, args.fit), args.channels))
     if pairs:
-        sheet = common.normalise(torch.from_numpy(np.stack(pairs)))
+        sheet = common.normalize(torch.from_numpy(np.stack(pairs)))
         common.atomic(Path(out, "_sheet.png"), functools.partial(common.save_png, sheet))
 
 
@@ -690,7 +690,7 @@ def translate_image(G: Generator, image, args):
         resized = resize(image, [height, width], InterpolationMode.LANCZOS)
     else:
         resized = common.square(image, args.size, args.fit)
-    x = common.normalise(torch.tensor(common.pixels(resized, args.channels)))
+    x = common.normalize(torch.tensor(common.pixels(resized, args.channels)))
 
     y = G(x[None].to(args.device))[0].float()
     values = y.add(1).mul(127.5).round().byte()  # from [-1, 1] to 0 ... 255

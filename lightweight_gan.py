@@ -57,7 +57,7 @@ PRESET = {
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
 ARCHITECTURE = ("size", "channels", "z_dim", "width")
 # The random changes that --augment chooses from.
-POLICY = ["translation", "colour", "cutout"]
+POLICY = ["translation", "color", "cutout"]
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -331,7 +331,7 @@ def augment(x: Tensor, policy: list[str]) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.empty(n, *shape, device=x.device).uniform_(low, high)
 
-    if "colour" in policy:
+    if "color" in policy:
         # brightness
         x = x + uniform(-0.5, 0.5, 1, 1, 1)
         # saturation: the distance of each pixel from its gray value

@@ -32,7 +32,7 @@ def load(folder: str) -> tuple[Tensor, list[str], argparse.Namespace]:
     args = argparse.Namespace(path=folder, size=SIZE, channels=3, fit="crop", batch=1, cache=common.CACHE, out="")
     args.labels, args.embeddings, args.script, args.found = None, None, "acgan", {}
     images, names = common.load_images(args)
-    return common.normalise(torch.from_numpy(images[:])), names, args
+    return common.normalize(torch.from_numpy(images[:])), names, args
 
 
 def requested(folder: str, names: list[str], groups: dict[str, list[str]]) -> Tensor:

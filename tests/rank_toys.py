@@ -22,7 +22,7 @@ class Joined(nn.Sequential):
 
 
 def toy_step(script: str, share: slice) -> dict[str, list[torch.Tensor]]:
-    """Gradients that each optimiser saw in train_step, in order, and those of a step that is only a penalty; 8 images in all."""
+    """Gradients that each optimizer saw in train_step, in order, and those of a step that is only a penalty; 8 images in all."""
     m, args = module(script), settings(script)
     torch.manual_seed(0)
     G = Joined(nn.Linear(8 + EXTRA.get(script, 0), 12), nn.Tanh(), nn.Unflatten(1, (3, 2, 2)))

@@ -38,8 +38,8 @@ def load(path, cache, **flags):
     return common.load_images(data_args(path, cache, **flags))
 
 
-def picture(size=(48, 48), colour=(200, 40, 90)) -> Image.Image:
-    return Image.new("RGB", size, colour)
+def picture(size=(48, 48), color=(200, 40, 90)) -> Image.Image:
+    return Image.new("RGB", size, color)
 
 
 # --- hostile files ---
@@ -56,13 +56,13 @@ def png_of_declared_size(width, height) -> bytes:
 
 
 def write_zoo(folder: Path) -> tuple[dict[str, tuple[int, int, int]], set[str]]:
-    """Files of every kind; returns {readable name: its colour at the centre} and the names of the unreadable."""
+    """Files of every kind; returns {readable name: its color at the center} and the names of the unreadable."""
     red, good = (200, 40, 90), {}
 
-    def save(image, name, colour, **options):
+    def save(image, name, color, **options):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(folder / name, **options)
-        good[name] = colour
+        good[name] = color
 
     for suffix in ("png", "bmp", "gif", "tif", "webp", "jpg", "jpeg"):
         save(picture(), f"kind.{suffix}", red)
@@ -72,14 +72,14 @@ def write_zoo(folder: Path) -> tuple[dict[str, tuple[int, int, int]], set[str]]:
     save(picture(), "ünïcode 顔.png", red)
     save(picture((1, 1)), "dot.png", red)
     save(picture((4000, 10)), "wide.png", red)
-    save(Image.new("L", (48, 48), 130), "grey.png", (130, 130, 130))
-    save(Image.fromarray(np.full((48, 48), 130 * 257, np.uint16)), "grey16.png", (130, 130, 130))
-    save(Image.fromarray(np.full((48, 48), 130 * 257, np.uint16)), "grey16.tif", (130, 130, 130))
+    save(Image.new("L", (48, 48), 130), "gray.png", (130, 130, 130))
+    save(Image.fromarray(np.full((48, 48), 130 * 257, np.uint16)), "gray16.png", (130, 130, 130))
+    save(Image.fromarray(np.full((48, 48), 130 * 257, np.uint16)), "gray16.tif", (130, 130, 130))
     save(Image.new("1", (48, 48), 1), "bilevel.png", (255, 255, 255))
     save(Image.new("CMYK", (48, 48), (0, 255, 255, 0)), "cmyk.jpg", (254, 0, 0))
     save(Image.new("RGBA", (48, 48), (0, 0, 0, 0)), "clear.png", (255, 255, 255))
     save(Image.new("RGBA", (48, 48), (200, 40, 90, 128)), "half.png", (227, 147, 172))
-    save(Image.new("LA", (48, 48), (0, 128)), "greyalpha.png", (127, 127, 127))
+    save(Image.new("LA", (48, 48), (0, 128)), "grayalpha.png", (127, 127, 127))
     palette = Image.new("P", (48, 48), 1)
     palette.putpalette([0, 0, 0, 200, 40, 90])
     save(palette, "palette.png", red)
@@ -583,16 +583,16 @@ def test_a_circle_stays_a_circle(tmp_path, size):
 
 
 def test_downscaling_averages(tmp_path):
-    """Catches a resize without antialiasing: a fine chequerboard must become grey."""
+    """Catches a resize without antialiasing: a fine chequerboard must become gray."""
     board = np.indices((512, 512)).sum(0) % 2 * 255
     Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
     assert abs(common.decode(tmp_path / "board.png", 32, 1)[0].astype(int) - 127).max() <= 3
 
 
-def test_grey_images(tmp_path, folder):
+def test_gray_images(tmp_path, folder):
     images, _ = load(folder, tmp_path, channels=1)
-    colour, _ = load(folder, tmp_path)
-    assert images.shape == (24, 1, 32, 32) and abs(images[:, 0].mean() - colour.mean()) < 20
+    color, _ = load(folder, tmp_path)
+    assert images.shape == (24, 1, 32, 32) and abs(images[:, 0].mean() - color.mean()) < 20
 
 
 # --- the cache ---
@@ -628,7 +628,7 @@ def test_a_changed_folder_is_decoded_again(tmp_path):
         picture().save(tmp_path / f"images/{i}.png")
     load(tmp_path / "images", tmp_path / "cache")
     os.utime(tmp_path / "images/2.png", (1, 1))
-    picture(colour=(0, 0, 255)).save(tmp_path / "images/2.png")
+    picture(color=(0, 0, 255)).save(tmp_path / "images/2.png")
     assert tuple(load(tmp_path / "images", tmp_path / "cache")[0][2, :, 5, 5]) == (0, 0, 255)
     picture().save(tmp_path / "images/4.png")
     assert len(load(tmp_path / "images", tmp_path / "cache")[0]) == 5
@@ -637,9 +637,9 @@ def test_a_changed_folder_is_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def bitmap(file: Path, colour) -> None:
-    """A file whose size does not depend on its colour."""
-    picture((16, 16), colour).save(file)
+def bitmap(file: Path, color) -> None:
+    """A file whose size does not depend on its color."""
+    picture((16, 16), color).save(file)
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -660,7 +660,7 @@ def longer(file: Path):
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-CHANGES = {  # what happens to 1.bmp of three red files -> the colours and names that the next start must have
+CHANGES = {  # what happens to 1.bmp of three red files -> the colors and names that the next start must have
     "nothing": (lambda file: None, {"0.bmp": RED, "1.bmp": RED, "2.bmp": RED}),
     "edited, same size": (edited, {"0.bmp": RED, "1.bmp": BLUE, "2.bmp": RED}),
     "edited, same time": (longer, {"0.bmp": RED, "1.bmp": BLUE, "2.bmp": RED}),
@@ -691,9 +691,9 @@ def test_the_cache_s_key_part_by_part(tmp_path, change, monkeypatch):
 
 def test_each_folder_size_and_number_of_channels_has_a_cache_of_its_own(tmp_path, monkeypatch):
     """Catches two folders of equal names, sizes and times that get each other's images, and a cache that drives out another."""
-    for name, colour in (("a", RED), ("b", BLUE)):
+    for name, color in (("a", RED), ("b", BLUE)):
         (tmp_path / name).mkdir()
-        bitmap(tmp_path / name / "0.bmp", colour)
+        bitmap(tmp_path / name / "0.bmp", color)
         os.utime(tmp_path / name / "0.bmp", (1000, 1000))
     wanted = [("a", 16, 3), ("b", 16, 3), ("a", 32, 3), ("a", 16, 1)]
     for _ in range(2):
@@ -970,7 +970,7 @@ def test_flips_are_per_image_and_the_same_for_any_world():
 
 
 def test_range_is_exact():
-    x = common.normalise(torch.tensor([0, 255, 51], dtype=torch.uint8))
+    x = common.normalize(torch.tensor([0, 255, 51], dtype=torch.uint8))
     assert x.tolist()[:2] == [-1, 1] and x[2].item() == pytest.approx(-0.6) and x.dtype == torch.float32
 
 

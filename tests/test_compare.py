@@ -161,9 +161,9 @@ def test_features_of_an_image_do_not_depend_on_the_others():
     torch.testing.assert_close(part, x[[29, 3, 17, 4, 5, 6, 7, 8, 9, 10]], rtol=1e-4, atol=1e-5)
 
 
-def test_grey_images_count_as_colour_images_without_colour():
-    grey = painted(0, 3).mean(3, keepdims=True).astype(np.uint8)
-    torch.testing.assert_close(features(grey), features(np.repeat(grey, 3, 3)))
+def test_gray_images_count_as_color_images_without_color():
+    gray = painted(0, 3).mean(3, keepdims=True).astype(np.uint8)
+    torch.testing.assert_close(features(gray), features(np.repeat(gray, 3, 3)))
 
 
 def damaged(images: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -178,7 +178,7 @@ def damaged(images: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarra
         "mirrored": images[:, :, ::-1],
         "blurred, 1 px": each(lambda image: image.filter(ImageFilter.GaussianBlur(1))),
         "noise, sd 20": (images + rng.normal(0, 20, images.shape)).clip(0, 255).astype(np.uint8),
-        "8 colours each": each(lambda image: image.quantize(8, dither=Image.Dither.NONE).convert("RGB")),
+        "8 colors each": each(lambda image: image.quantize(8, dither=Image.Dither.NONE).convert("RGB")),
         "ten modes": images[rng.integers(0, 10, n)],
         "one mode": images[np.zeros(n, int)],
         "half collapsed": images[np.where(np.arange(n) % 2, 0, np.arange(n))],
@@ -221,7 +221,7 @@ def check_order(table: dict[str, dict[str, float]]):
     for score in ("FD", "KIDx1000"):
         value = {name: row[score] for name, row in table.items()}
         assert value["one mode"] > value["half collapsed"] > value["noise, sd 20"]
-        assert value["one mode"] > value["ten modes"] > value["8 colours each"]
+        assert value["one mode"] > value["ten modes"] > value["8 colors each"]
     precision, recall, diverse, near = (
         {n: r[s] for n, r in table.items()} for s in ("precision", "recall", "diversity", "nearest")
     )
@@ -389,22 +389,22 @@ def test_runs_and_folders_in_one_table(folder, run_folder, tmp_path, capsys):
 
 
 def test_size_and_channels_are_those_of_the_runs(folder, tmp_path, capsys):
-    """Catches 64 pixels and colour for runs of another kind, because a folder stands before them, and colour runs scored in grey."""
-    run("dcgan", folder, tmp_path / "grey", "--steps", "1", "--channels", "1", "--size", "20")
-    run("dcgan", folder, tmp_path / "colour", "--steps", "1")
+    """Catches 64 pixels and color for runs of another kind, because a folder stands before them, and color runs scored in gray."""
+    run("dcgan", folder, tmp_path / "gray", "--steps", "1", "--channels", "1", "--size", "20")
+    run("dcgan", folder, tmp_path / "color", "--steps", "1")
     run("dcgan", folder, tmp_path / "padded", "--steps", "1", "--fit", "pad")
-    command(tmp_path, folder, folder, tmp_path / "grey")
+    command(tmp_path, folder, folder, tmp_path / "gray")
     assert "size: 20;" in (printed := capsys.readouterr().out) and "channels: 1;" in printed
     for first, second, flags in (
-        ("grey", "colour", "--channels 1"),
-        ("colour", "grey", "--channels 3"),
-        ("colour", "padded", "--fit crop"),
+        ("gray", "color", "--channels 1"),
+        ("color", "gray", "--channels 3"),
+        ("color", "padded", "--fit crop"),
     ):
         with refused(capsys, 2, str(tmp_path / first), str(tmp_path / second), flags):
             command(tmp_path, folder, tmp_path / first, tmp_path / second)
     command(tmp_path, folder, tmp_path / "padded")
     assert "resize: pad, Lanczos;" in capsys.readouterr().out
-    command(tmp_path, folder, folder, tmp_path / "colour")
+    command(tmp_path, folder, folder, tmp_path / "color")
     assert "size: 16;" in (printed := capsys.readouterr().out) and "channels: 3;" in printed
     command(tmp_path, folder, folder)
     assert "size: 64;" in capsys.readouterr().out
@@ -417,8 +417,8 @@ def test_scores_do_not_depend_on_what_was_drawn_before(folder, run_folder, tmp_p
     assert command(tmp_path, folder, run_folder) == fresh
 
 
-def test_grey_runs(folder, tmp_path):
-    """Catches colour reals beside grey samples, which would score their colour and nothing else."""
+def test_gray_runs(folder, tmp_path):
+    """Catches color reals beside gray samples, which would score their color and nothing else."""
     run("dcgan", folder, tmp_path / "run", "--steps", "1", "--channels", "1")
     command(tmp_path, folder, tmp_path / "run")
     picture = np.asarray(Image.open(tmp_path / "out/samples.png")).astype(int)[24:]
@@ -456,7 +456,7 @@ def test_obedience(monkeypatch):
 
 
 def test_shared_information():
-    """Catches a wrong normalisation: 1 for the same columns under other names, 0 for independent ones, between by hand."""
+    """Catches a wrong normalization: 1 for the same columns under other names, 0 for independent ones, between by hand."""
     a, b = np.array(list("xxyyzz")), np.array(list("112233"))
     assert compare.shared_information(a, b) == pytest.approx(1) and compare.shared_information(a, a[:1].repeat(6)) == 0
     assert compare.shared_information(np.array(list("xxyy")), np.array(list("1212"))) == pytest.approx(0, abs=1e-12)
@@ -535,7 +535,7 @@ def test_groups_that_faces_py_cannot_read_are_said(tmp_path, capsys):
 
 
 def numbered(folder: Path, count: int, first: int = 0) -> Path:
-    """Grey images whose pixels are their number; names without leading zeros, so that their order is not that of the numbers."""
+    """Gray images whose pixels are their number; names without leading zeros, so that their order is not that of the numbers."""
     folder.mkdir(parents=True)
     for i in range(first, first + count):
         Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i}.png")

@@ -156,7 +156,7 @@ def test_derangement_is_not_the_next_in_the_alphabet():
     assert len(met) == 30
 
 
-def test_exchanged_colours_are_another_caption():
+def test_exchanged_colors_are_another_caption():
     """Catches a bag of words: "black hair blue eyes" against "blue hair black eyes", in G's images and in D's scores."""
     m, _, _, args = build("cgan_text2img")
     captions = ["black hair blue eyes", "blue hair black eyes"]
@@ -169,7 +169,7 @@ def test_exchanged_colours_are_another_caption():
 
 
 def test_an_encoder_for_each_network(folder, tmp_path):
-    """Catches one encoder in both optimisers, an encoder that nobody trains, and padding that counts as a word."""
+    """Catches one encoder in both optimizers, an encoder that nobody trains, and padding that counts as a word."""
     state = run("cgan_text2img", folder, tmp_path / "a", "--steps", "1")
     G, D = state["G"], state["D"]
     assert not {id(p) for p in G.parameters()} & {id(p) for p in D.parameters()}

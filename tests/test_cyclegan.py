@@ -201,7 +201,7 @@ def test_learning_rate_at_its_corners():
     assert m.rate(199, args) == pytest.approx(0.01)
 
 
-def test_rate_reaches_the_optimisers_and_a_resumed_run(pair, tmp_path):
+def test_rate_reaches_the_optimizers_and_a_resumed_run(pair, tmp_path):
     flags = ("--constant", "2", "--decay", "4", "--lr-g", "0.01", "--lr-d", "0.02")
     state = run(pair, tmp_path / "a", "--steps", "4", *flags)  # step 3, the last: 0.75
     assert [state[name].param_groups[0]["lr"] for name in ("opt_G", "opt_D")] == pytest.approx([0.0075, 0.015])
@@ -496,12 +496,12 @@ def test_domains(pair, tmp_path):
         tests = [Image.open(pair / f"test{side}/{k}.png").resize((28, 28), Image.Resampling.LANCZOS) for k in (0, 1)]
         expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in tests]) / 127.5 - 1
         assert abs(look.numpy() - np.concatenate([expected] * 4)).max() < 0.02  # always eight: a row of the grid
-    for side in "AB":  # without test images: the centres of the first training images
+    for side in "AB":  # without test images: the centers of the first training images
         shutil.copytree(pair / f"train{side}", tmp_path / f"train{side}")
     plain = settings("--size", "28", "--load-size", "32", "--path", str(tmp_path))
     for side, data in (("A", a), ("B", b)):
         look = m.domain(plain, side, 0, 1)[1]
-        middle = common.normalise(data.images)[:, :, 2:30, 2:30]
+        middle = common.normalize(data.images)[:, :, 2:30, 2:30]
         assert torch.equal(look, middle[[k % min(8, len(middle)) for k in range(8)]])
     torch.manual_seed(0)
     x = torch.arange(32.0 * 32).view(1, 1, 32, 32).repeat(200, 1, 1, 1)
@@ -528,7 +528,7 @@ def test_built_in_sides(tmp_path, monkeypatch):
     for side, hair in (("A", "black"), ("B", "blonde")):
         batches, look = m.domain(args, side, 0, 1)
         x = torch.cat(
-            [next(batches) for _ in range(2)] + [common.normalise(torch.from_numpy(batches.images[:1].numpy()))]
+            [next(batches) for _ in range(2)] + [common.normalize(torch.from_numpy(batches.images[:1].numpy()))]
         )
         images = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         assert (faces.read_attributes(images)["hair"][:-1] == hair).mean() > 0.7
@@ -628,7 +628,7 @@ def test_defaults_are_the_papers():
     assert small.blocks == 6
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(0)
     for net in (m.Generator(settings("--width", "32")), m.Discriminator(settings("--width", "32"))):
         for layer in net.apply(m.init_weights).modules():
@@ -638,7 +638,7 @@ def test_initialisation():
 
 
 @pytest.mark.slow
-def test_learns_the_colour_of_hair(tmp_path, monkeypatch):
+def test_learns_the_color_of_hair(tmp_path, monkeypatch):
     """Catches a game that does not move: black hair must go most of the way to blonde, and blonde hair stay."""
     monkeypatch.setattr(common, "FACES", 2000)
     flags = ["--size", "32", "--width", "8", "--blocks", "1", "--batch", "4", "--lr-g", "2e-3", "--ema", "0.98"]

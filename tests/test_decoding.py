@@ -15,20 +15,20 @@ import common
 S = 40  # images of this size are not resized: every pixel can be compared
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (S, S, 3), np.uint8)
-GREY = RNG.integers(0, 256, (S, S), np.uint8)
+GRAY = RNG.integers(0, 256, (S, S), np.uint8)
 ALPHA = RNG.integers(0, 256, (S, S), np.uint8)
 FEW = RNG.integers(0, 4, (S, S), np.uint8)  # indices of a palette
 PALETTE = np.array([[10, 20, 30], [200, 40, 90], [0, 255, 0], [77, 88, 99]], np.uint8)
 WIDE = RNG.integers(0, 65536, (S, S)).astype(np.uint16)
 
 
-def grey(array: np.ndarray) -> np.ndarray:
+def gray(array: np.ndarray) -> np.ndarray:
     return np.repeat(array[:, :, None], 3, 2)
 
 
-def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[:, :, None] / 255
-    return colour * share + 255 * (1 - share)
+    return color * share + 255 * (1 - share)
 
 
 def with_palette() -> Image.Image:
@@ -45,7 +45,7 @@ def marked(array: np.ndarray, value) -> np.ndarray:
 
 
 TRANSPARENT = (np.arange(S)[:, None] // 4 == 1) & (np.arange(S)[None] // 4 == 0)
-CLEAR_RGB, CLEAR_GREY = marked(RGB, (1, 2, 3)), marked(GREY, 7)
+CLEAR_RGB, CLEAR_GRAY = marked(RGB, (1, 2, 3)), marked(GRAY, 7)
 INDEX_ALPHA = np.array([0, 255, 128, 60], np.uint8)
 CMYK = RNG.integers(0, 256, (S, S, 4), np.uint8)
 
@@ -55,26 +55,26 @@ ZOO = {
     "rgb.bmp": (Image.fromarray(RGB), {}, RGB),
     "rgb.tif": (Image.fromarray(RGB), {}, RGB),
     "rgb.webp": (Image.fromarray(RGB), {"lossless": True}, RGB),
-    "grey.png": (Image.fromarray(GREY), {}, grey(GREY)),
-    "bilevel.png": (Image.fromarray(GREY > 127), {}, grey((GREY > 127).astype(np.uint8) * 255)),
+    "gray.png": (Image.fromarray(GRAY), {}, gray(GRAY)),
+    "bilevel.png": (Image.fromarray(GRAY > 127), {}, gray((GRAY > 127).astype(np.uint8) * 255)),
     "palette.png": (with_palette(), {}, PALETTE[FEW]),
     "palette.gif": (with_palette(), {}, PALETTE[FEW]),
     "rgba.png": (Image.fromarray(np.dstack([RGB, ALPHA])), {}, on_white(RGB, ALPHA)),
     "rgba.webp": (Image.fromarray(np.dstack([RGB, ALPHA])), {"lossless": True, "exact": True}, on_white(RGB, ALPHA)),
     "rgba.tif": (Image.fromarray(np.dstack([RGB, ALPHA])), {}, on_white(RGB, ALPHA)),
-    "greyalpha.png": (Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), {}, on_white(grey(GREY), ALPHA)),
-    "one colour is clear.png": (Image.fromarray(CLEAR_RGB), {"transparency": (1, 2, 3)}, CLEAR_RGB),
-    "one grey is clear.png": (Image.fromarray(CLEAR_GREY), {"transparency": 7}, grey(CLEAR_GREY)),
+    "grayalpha.png": (Image.fromarray(np.dstack([GRAY, ALPHA]), "LA"), {}, on_white(gray(GRAY), ALPHA)),
+    "one color is clear.png": (Image.fromarray(CLEAR_RGB), {"transparency": (1, 2, 3)}, CLEAR_RGB),
+    "one gray is clear.png": (Image.fromarray(CLEAR_GRAY), {"transparency": 7}, gray(CLEAR_GRAY)),
     "one index is clear.png": (with_palette(), {"transparency": 2}, PALETTE[FEW]),
     "one index is clear.gif": (with_palette(), {"transparency": 2}, PALETTE[FEW]),
     "alpha of each index.png": (with_palette(), {"transparency": INDEX_ALPHA.tobytes()}, on_white(PALETTE[FEW], INDEX_ALPHA[FEW])),
-    "16 bits.png": (Image.fromarray(WIDE), {}, grey(WIDE >> 8)),
-    "16 bits.tif": (Image.fromarray(WIDE), {}, grey(WIDE >> 8)),
+    "16 bits.png": (Image.fromarray(WIDE), {}, gray(WIDE >> 8)),
+    "16 bits.tif": (Image.fromarray(WIDE), {}, gray(WIDE >> 8)),
     "cmyk.tif": (Image.fromarray(CMYK, "CMYK"), {}, (255 - CMYK[..., :3].astype(float)) * (255 - CMYK[..., 3:]) / 255),
 }  # fmt: skip
 CLEAR = {  # where these files are transparent, white is expected
-    "one colour is clear.png": (CLEAR_RGB == (1, 2, 3)).all(2),
-    "one grey is clear.png": CLEAR_GREY == 7,
+    "one color is clear.png": (CLEAR_RGB == (1, 2, 3)).all(2),
+    "one gray is clear.png": CLEAR_GRAY == 7,
     "one index is clear.png": FEW == 2,
     "one index is clear.gif": FEW == 2,
 }
@@ -94,7 +94,7 @@ def test_every_pixel_of_every_mode(tmp_path, name):
     assert abs(found.transpose(1, 2, 0) - expected).max() <= 1
 
 
-def test_grey_is_luma(tmp_path):
+def test_gray_is_luma(tmp_path):
     """Catches a mean of the channels, or the red one, in the place of what eyes see (ITU-R BT.601)."""
     Image.fromarray(RGB).save(tmp_path / "a.png")
     found, *_ = common.decode(tmp_path / "a.png", S, 1)
@@ -103,7 +103,7 @@ def test_grey_is_luma(tmp_path):
 
 
 def test_the_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (S, S), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (S, S), color) for color in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert (common.decode(tmp_path / "a.gif", S, 3)[0][:, 3, 3] == (255, 0, 0)).all()
 
@@ -227,8 +227,8 @@ def test_every_pixel_of_every_fit(tmp_path, shape, fit):
         inside[top:bottom, left:right] = True
         assert common.padded_box(Image.open(tmp_path / "a.png"), 32) == box
         assert (found[~inside] == 255).all() and (found[inside] < 255).all()
-    grey = common.decode("a.png", 32, 1, str(tmp_path), fit)[0]
-    assert abs(grey[0] - found @ np.array([0.299, 0.587, 0.114])).max() <= 1
+    gray = common.decode("a.png", 32, 1, str(tmp_path), fit)[0]
+    assert abs(gray[0] - found @ np.array([0.299, 0.587, 0.114])).max() <= 1
 
 
 def test_the_default_is_to_crop_and_each_fit_has_a_cache_of_its_own(tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def test_the_default_is_to_crop_and_each_fit_has_a_cache_of_its_own(tmp_path, mo
 # --- 16 and 32 bits ---
 
 
-def png(colour_type: int, values: np.ndarray) -> bytes:
+def png(color_type: int, values: np.ndarray) -> bytes:
     """A PNG of 16 bits a channel, by hand."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -258,7 +258,7 @@ def png(colour_type: int, values: np.ndarray) -> bytes:
 
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -275,14 +275,14 @@ def netpbm(kind: bytes, values: np.ndarray, greatest: int = 65535) -> bytes:
 WIDE_RGB = np.random.default_rng(5).integers(0, 65536, (S, S, 3)).astype(np.uint16)
 TWELVE = WIDE >> 4  # 12 bits
 SIXTEEN = {  # file -> its bytes, and the pixels that it must become
-    "grey.png": (png(0, WIDE), grey(WIDE >> 8)),
+    "gray.png": (png(0, WIDE), gray(WIDE >> 8)),
     "rgb.png": (png(2, WIDE_RGB), WIDE_RGB >> 8),
     "rgba, not clear.png": (png(6, np.dstack([WIDE_RGB, np.full((S, S), 65535)])), WIDE_RGB >> 8),
-    "grey.pgm": (netpbm(b"P5", WIDE), grey(WIDE >> 8)),
-    "12 bits that say so.pgm": (netpbm(b"P5", TWELVE, 4095), grey(TWELVE * (255 / 4095))),
+    "gray.pgm": (netpbm(b"P5", WIDE), gray(WIDE >> 8)),
+    "12 bits that say so.pgm": (netpbm(b"P5", TWELVE, 4095), gray(TWELVE * (255 / 4095))),
     "rgb.ppm": (netpbm(b"P6", WIDE_RGB), WIDE_RGB >> 8),
-    "little endian.tif": (saved(Image.fromarray(WIDE), format="TIFF"), grey(WIDE >> 8)),
-    "big endian.tif": (saved(Image.fromarray(WIDE.astype(">u2")), format="TIFF"), grey(WIDE >> 8)),
+    "little endian.tif": (saved(Image.fromarray(WIDE), format="TIFF"), gray(WIDE >> 8)),
+    "big endian.tif": (saved(Image.fromarray(WIDE.astype(">u2")), format="TIFF"), gray(WIDE >> 8)),
 }
 
 
@@ -366,7 +366,7 @@ def test_padding_does_not_hide_that_an_image_is_nearly_black(tmp_path):
 
 # --- ICC profiles ---
 
-# XYZ, for the white of D50, of red, green and blue; as published with each colour space
+# XYZ, for the white of D50, of red, green and blue; as published with each color space
 PRIMARIES = {
     "sRGB": [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)],
     "P3": [(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)],
@@ -398,7 +398,7 @@ def fixed(*values: float) -> bytes:
 
 
 def profile(
-    description: str, colours: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ "
+    description: str, colors: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ "
 ) -> bytes:
     """An ICC profile of version 2, by hand."""
     text = description.encode() + b"\0"
@@ -412,7 +412,7 @@ def profile(
     for name, content in tags.items():
         table += name + struct.pack(">II", start + len(body), len(content))
         body += content + bytes(-len(content) % 4)
-    head = struct.pack(">I4sI4s4s4s", start + len(body), b"\0" * 4, 0x02400000, kind, colours, pcs)
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"\0" * 4, 0x02400000, kind, colors, pcs)
     head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + fixed(0.9642, 1, 0.8249) + bytes(48)
     return head + table + body
 
@@ -431,7 +431,7 @@ def rgb_profile(description: str, space: str, curve) -> bytes:
 
 
 def in_srgb(array: np.ndarray, space: str, curve) -> np.ndarray:
-    """Bytes (..., 3) of a colour space -> what they are in sRGB."""
+    """Bytes (..., 3) of a color space -> what they are in sRGB."""
     light = curve(np.asarray(array, float) / 255) @ (np.linalg.inv(matrix_of("sRGB")) @ matrix_of(space)).T
     return to_bytes(light)
 
@@ -463,7 +463,7 @@ CORNER_INKS = ((CORNERS[:, :, None] >> np.array([3, 2, 1, 0]) & 1) * 255).astype
 P3 = ("P3", srgb_curve)
 ADOBE = ("Adobe", gamma(563 / 256))
 SRGB_BUILT_IN = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GREY_PROFILE = profile("grey", b"GRAY", {b"kTRC": tone(gamma(1.8))})
+GRAY_PROFILE = profile("gray", b"GRAY", {b"kTRC": tone(gamma(1.8))})
 NO_PROFILE = [b"", b"damaged", rgb_profile("Display P3", *P3)[:200], bytes(500)]
 # file -> image, profile, pixels
 ICC = {
@@ -478,32 +478,32 @@ ICC = {
         rgb_profile("Adobe RGB (1998)", *ADOBE),
         in_srgb(on_white(RGB, ALPHA).round(), *ADOBE),
     ),
-    "grey pixels.png": (Image.fromarray(GREY), rgb_profile("Adobe RGB (1998)", *ADOBE), in_srgb(grey(GREY), *ADOBE)),
-    "grey.png": (Image.fromarray(GREY), GREY_PROFILE, to_bytes((grey(GREY) / 255) ** 1.8)),
-    "grey with alpha.png": (
-        Image.fromarray(np.dstack([GREY, ALPHA]), "LA"),
-        GREY_PROFILE,
-        to_bytes((on_white(grey(GREY), ALPHA).round() / 255) ** 1.8),
+    "gray pixels.png": (Image.fromarray(GRAY), rgb_profile("Adobe RGB (1998)", *ADOBE), in_srgb(gray(GRAY), *ADOBE)),
+    "gray.png": (Image.fromarray(GRAY), GRAY_PROFILE, to_bytes((gray(GRAY) / 255) ** 1.8)),
+    "gray with alpha.png": (
+        Image.fromarray(np.dstack([GRAY, ALPHA]), "LA"),
+        GRAY_PROFILE,
+        to_bytes((on_white(gray(GRAY), ALPHA).round() / 255) ** 1.8),
     ),
-    "16 bits.png": (Image.fromarray(WIDE), GREY_PROFILE, to_bytes((grey(WIDE >> 8) / 255) ** 1.8)),
+    "16 bits.png": (Image.fromarray(WIDE), GRAY_PROFILE, to_bytes((gray(WIDE >> 8) / 255) ** 1.8)),
     "cmyk.tif": (Image.fromarray(CORNER_INKS, "CMYK"), cmyk_profile(), lab_in_srgb(INKS[CORNERS])),
     # nothing changes
     "srgb.png": (Image.fromarray(RGB), SRGB_BUILT_IN, RGB),
     "srgb by hand.png": (Image.fromarray(RGB), rgb_profile("sRGB IEC61966-2.1", "sRGB", srgb_curve), RGB),
-    "grey in srgb.png": (Image.fromarray(GREY), SRGB_BUILT_IN, grey(GREY)),
+    "gray in srgb.png": (Image.fromarray(GRAY), SRGB_BUILT_IN, gray(GRAY)),
     **{f"damaged {i}.png": (Image.fromarray(RGB), content, RGB) for i, content in enumerate(NO_PROFILE)},
     "cmyk, damaged.tif": (ZOO["cmyk.tif"][0], b"damaged", ZOO["cmyk.tif"][2]),
     # of another kind than the image
     "cmyk with an rgb profile.tif": (ZOO["cmyk.tif"][0], rgb_profile("Adobe RGB (1998)", *ADOBE), ZOO["cmyk.tif"][2]),
     "linear srgb.png": (Image.fromarray(RGB), rgb_profile("GIMP built-in Linear sRGB", "sRGB", gamma(1)), in_srgb(RGB, "sRGB", gamma(1))),
     "rgb with a profile of inks.png": (Image.fromarray(RGB), cmyk_profile(), RGB),
-    "rgb with a grey profile.png": (Image.fromarray(RGB), GREY_PROFILE, RGB),
+    "rgb with a gray profile.png": (Image.fromarray(RGB), GRAY_PROFILE, RGB),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ICC)
 def test_profiles(tmp_path, name):
-    """Catches colours that are pale or too strong because the profile was ignored, applied twice or after the resize, and one that stops the start."""
+    """Catches colors that are pale or too strong because the profile was ignored, applied twice or after the resize, and one that stops the start."""
     image, content, expected = ICC[name]
     image.save(tmp_path / name, icc_profile=content, **({"lossless": True} if name.endswith("webp") else {}))
     found, *_ = common.decode(name, S, 3, str(tmp_path))
@@ -522,7 +522,7 @@ def test_profile_of_a_large_jpeg(tmp_path):
 
 # --- which files are read ---
 
-SUFFIXES = {  # suffix -> the format that is written, the mode, and how far its colour may be off
+SUFFIXES = {  # suffix -> the format that is written, the mode, and how far its color may be off
     "jpg": ("JPEG", "RGB", 12), "jpeg": ("JPEG", "RGB", 12), "jpe": ("JPEG", "RGB", 12), "jfif": ("JPEG", "RGB", 12),
     "JFIF": ("JPEG", "RGB", 12), "png": ("PNG", "RGB", 0), "apng": ("PNG", "RGB", 0), "webp": ("WEBP", "RGB", 12),
     "gif": ("GIF", "RGB", 2), "bmp": ("BMP", "RGB", 0), "dib": ("DIB", "RGB", 0), "tif": ("TIFF", "RGB", 0), "TIFF": ("TIFF", "RGB", 0),
@@ -549,8 +549,8 @@ def test_every_format_is_read(tmp_path, capsys):
     images, names = load(tmp_path / "images", tmp_path / "cache")
     assert names == sorted(files), capsys.readouterr().err
     for name, image in zip(names, images, strict=True):
-        colour, off = expected[name]
-        assert abs(image[:, 16, 16] - colour).max() <= off, name
+        color, off = expected[name]
+        assert abs(image[:, 16, 16] - color).max() <= off, name
 
 
 NO_IMAGES = {  # file -> content, and the word that it is counted by

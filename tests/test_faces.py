@@ -58,7 +58,7 @@ def test_reader_reads_any_size(size):
 
 
 def test_what_is_no_face_is_unreadable(painted):
-    """Catches a reader that always finds the nearest colour: noise, the mean face, flat grey, an untrained generator."""
+    """Catches a reader that always finds the nearest color: noise, the mean face, flat gray, an untrained generator."""
     images = np.stack([np.asarray(image) for image in painted[0]])
     noise = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
     mean = images.mean(0, keepdims=True).round().astype(np.uint8)
@@ -70,7 +70,7 @@ def test_what_is_no_face_is_unreadable(painted):
         "noise": noise,
         "mean": mean,
         "untrained": untrained,
-        "grey": np.full_like(mean, 128),
+        "gray": np.full_like(mean, 128),
     }.items():
         assert faces.read_attributes(pictures)["readable"].mean() <= 0.05, name
     assert faces.read_attributes(mixed.astype(np.uint8))["readable"].mean() < 0.6  # half of one face, half of another
@@ -86,7 +86,7 @@ def test_half_a_pair_of_glasses_is_unreadable():
     assert (read["glasses"] == "unreadable").mean() > 0.7 and read["readable"].mean() > 0.9
 
 
-def test_eyes_of_two_colours_are_unreadable():
+def test_eyes_of_two_colors_are_unreadable():
     """Catches a reader that looks at one eye, or at the mean of both."""
     fill = dict(
         zip(faces.PARTS, ["#e6ecf2", "#202020", "#1c1a22", "#ffe2c8", "#d86060", "#ffe2c8", "#b84850"], strict=False)
@@ -98,7 +98,7 @@ def test_eyes_of_two_colours_are_unreadable():
 
 
 @pytest.mark.parametrize(("left", "right", "between"), [("red", "yellow", "orange"), ("blue", "red", "purple")])
-def test_two_colours_do_not_count_as_the_one_between(left, right, between):
+def test_two_colors_do_not_count_as_the_one_between(left, right, between):
     """Catches a reader of the mean of both eyes: red and yellow would be read as orange."""
     mean = (np.array(ImageColor.getrgb(faces.EYES[left])) + ImageColor.getrgb(faces.EYES[right])) / 2
     assert np.linalg.norm(mean - ImageColor.getrgb(faces.EYES[between])) < 60  # the test's own condition
@@ -111,7 +111,7 @@ def test_two_colours_do_not_count_as_the_one_between(left, right, between):
 
 
 def test_nothing_is_named_where_the_layout_does_not_fit(painted):
-    """Catches colours that are read from what is no face: faces upside down have every colour, in the wrong place."""
+    """Catches colors that are read from what is no face: faces upside down have every color, in the wrong place."""
     images = np.stack([np.asarray(image) for image in painted[0][:300]])[:, ::-1]
     share, read = faces.fit(images)[1], faces.read_attributes(images)
     assert (share < 0.75).mean() > 0.9
@@ -130,7 +130,7 @@ def test_painting_is_a_function_of_seed_and_index():
 
 
 def test_attributes_are_uniform_and_independent():
-    """Catches a palette entry that is never drawn, and colours that come in pairs."""
+    """Catches a palette entry that is never drawn, and colors that come in pairs."""
     looks = [faces.paint(0, i, 32)[1] for i in range(3000)]
     for name, values in faces.ATTRIBUTES.items():
         counts = np.array([sum(look[name] == value for look in looks) for value in values])

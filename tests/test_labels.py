@@ -63,15 +63,15 @@ FORMATS = {
     "quotes": ('"0","aqua hair, red eyes"\n"1","blue hair"\n', HAIR_EYES),
     "commas": ("0,aqua hair, red eyes\n1,blue hair, smile\n", HAIR_EYES),
     "capitals": ("0,Aqua Hair Red Eyes\n1,BLUE HAIR\n", HAIR_EYES),
-    "a colour of something else": ("0,brown skin short hair white dress\n1,blue hair\n", ["brown skin short hair white dress"]),
-    "another colour before a comma": ("0,red, aqua hair, red eyes\n1,blue hair\n", HAIR_EYES),
-    "two colours of words": ("0,red and blue hair\n1,blue hair\n", [("hair", "red"), ("hair", "blue")]),
+    "a color of something else": ("0,brown skin short hair white dress\n1,blue hair\n", ["brown skin short hair white dress"]),
+    "another color before a comma": ("0,red, aqua hair, red eyes\n1,blue hair\n", HAIR_EYES),
+    "two colors of words": ("0,red and blue hair\n1,blue hair\n", [("hair", "red"), ("hair", "blue")]),
     "tags": ("0,touhou:17705\taqua hair:60\tred eyes:9\t\n1,original:25774\t\n", HAIR_EYES),
     "tags with spaces": ("0, hack legend:34\t aqua hair :60\tred eyes:9\t\n1,x:1\t\n", HAIR_EYES),
-    "tags that are no colours": ("0,long hair:1\tdamage hair:2\t11 eyes:3\tbicolored eyes:4\tlight blue hair:5\n1,x:1\n", []),
-    "words around a colour": ("0,aqua hairband:3\tred hair ornament:1\tred eyeshadow:2\tclosed red eyes:4\n1,x:1\n", []),
-    "two colours": ("0,aqua hair:1\tblonde hair:2\n1,x:1\n", [("hair", "aqua"), ("hair", "blonde")]),
-    "a colour twice": ("0,aqua hair:1\taqua hair:2\tred eyes:1\n1,x:1\n", HAIR_EYES),
+    "tags that are no colors": ("0,long hair:1\tdamage hair:2\t11 eyes:3\tbicolored eyes:4\tlight blue hair:5\n1,x:1\n", []),
+    "words around a color": ("0,aqua hairband:3\tred hair ornament:1\tred eyeshadow:2\tclosed red eyes:4\n1,x:1\n", []),
+    "two colors": ("0,aqua hair:1\tblonde hair:2\n1,x:1\n", [("hair", "aqua"), ("hair", "blonde")]),
+    "a color twice": ("0,aqua hair:1\taqua hair:2\tred eyes:1\n1,x:1\n", HAIR_EYES),
     "groups": (f"2\n{TABLE}\n0.png 1 0 0 1\n1.png 0 1 1 0\n", ATTRIBUTES),
     "a count that is wrong": (f"999\n{TABLE}\n0.png 1 0 0 1\n1.png 0 1 1 0\n", ATTRIBUTES),
     "-1 and 1, padded": ("2\nBald Young \n0.png -1  1\n1.png 1 -1\n", CELEBA),
@@ -102,7 +102,7 @@ FORMATS = {
     "id and name": ("id,name,hair\n0,first,aqua\n1,second,blue\n", [("hair", "aqua")]),
     "commas without spaces": ("0,1girl,aqua hair,red eyes;smile\n1,blue hair\n", HAIR_EYES),
     "underscores": ("0,aqua_hair red_eyes\n1,blue_hair\n", HAIR_EYES),
-    "no colour in the first row": ("0,smile\n1,aqua hair red eyes\n", ["smile"]),
+    "no color in the first row": ("0,smile\n1,aqua hair red eyes\n", ["smile"]),
     "an empty first row": ("0,\n1,aqua hair red eyes\n", [""]),
     "a column that says nothing": ("image,hair,eyes,source\n0.png,aqua,red,web\n1.png,blue,green,web\n", HAIR_EYES),
     "JSON lines": ('{"file_name": "0.png", "hair": "aqua", "eyes": "red"}\n{"file_name": "1.png", "hair": null, "eyes": "blue"}\n{"hair": "red"}\n', HAIR_EYES),
@@ -223,8 +223,8 @@ def test_columns_without_use_are_named(tmp_path):
     )
 
 
-def test_unknown_colours_are_said(tmp_path, capsys):
-    """Catches violet hair that vanishes among ignored tags, at its count; what stands beside a known colour is no loss."""
+def test_unknown_colors_are_said(tmp_path, capsys):
+    """Catches violet hair that vanishes among ignored tags, at its count; what stands beside a known color is no loss."""
     found = source(tmp_path, "0,violet hair red eyes\n1,violet hair\n2,long blue hair golden eyes\n")
     assert found.unknown == {"violet hair": 2, "golden eyes": 1}
     assert "violet hair 2, golden eyes 1" in found.notes[0]
@@ -472,7 +472,7 @@ def test_built_in_labels_are_those_of_the_faces(capsys):
 
 @needs_shared
 def test_shared_files_agree():
-    """The five files of one set of faces tell the same colours."""
+    """The five files of one set of faces tell the same colors."""
 
     def rows(file: str) -> dict:
         return {row.image: row for row in labels.read_labels(str(SHARED / file)).rows}
@@ -536,7 +536,7 @@ def test_encode_attributes(capsys):
 
 
 def test_encode_captions(capsys):
-    """Catches a bag of words, for which two captions with exchanged colours are the same."""
+    """Catches a bag of words, for which two captions with exchanged colors are the same."""
     m, a = module("cgan_text2img"), settings("cgan_text2img")
     assert m.split("Blue hair, red EYES") == ["blue", "hair", "red", "eyes", "blue hair", "hair red", "red eyes"]
     t = m.encode(["black hair blue eyes", "red hair", "red hair"], a)

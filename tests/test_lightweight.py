@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 m = module("lightweight_gan")
-POLICY = ["translation", "colour", "cutout"]
+POLICY = ["translation", "color", "cutout"]
 
 
 def test_excitation_weighs_channels():
@@ -170,7 +170,7 @@ def test_D_sees_changed_images_only():
     assert len(seen) == 3 and all(x.min() > 98 for x in seen)
 
 
-@pytest.mark.parametrize("policy", [["translation"], ["colour"], ["cutout"], POLICY])
+@pytest.mark.parametrize("policy", [["translation"], ["color"], ["cutout"], POLICY])
 def test_gradients_pass_the_changes(policy):
     """Catches a change that cuts the graph; the whole chain is affine in the image, so its gradient can be checked by steps."""
     x = torch.rand(3, 3, 20, 20, dtype=torch.float64).requires_grad_()
@@ -210,23 +210,23 @@ def test_cutout():
     rows, columns = (y[:, 0].min(dim)[0] == 0 for dim in (2, 1))
     hole = (y[:, 0] == 0).sum((1, 2))
     assert (hole == rows.sum(1) * columns.sum(1)).all()  # a rectangle
-    assert not torch.equal(rows, columns)  # with a centre of its own for each axis
+    assert not torch.equal(rows, columns)  # with a center of its own for each axis
     assert abs(rows[:, 0].float().mean() - rows[:, -1].float().mean()) < 0.05
     assert rows.sum(1).max() == columns.sum(1).max() == 16 and hole.min() < 16 * 16
     assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
 
 
-def test_colour():
+def test_color():
     """Catches a shift, saturation or contrast in another range, shared by all images, or of one pixel alone."""
     torch.manual_seed(0)
-    shift = m.augment(torch.full((2000, 3, 2, 2), 0.25), ["colour"]) - 0.25  # neither grey nor contrast can change here
+    shift = m.augment(torch.full((2000, 3, 2, 2), 0.25), ["color"]) - 0.25  # neither gray nor contrast can change here
     torch.testing.assert_close(shift, shift[:, :1, :1, :1].expand_as(shift), atol=1e-6, rtol=0)
     shift = shift[:, 0, 0, 0]
     assert -0.5 <= shift.min() < -0.49 and 0.49 < shift.max() <= 0.5 and abs(shift.mean()) < 0.02
     x = torch.zeros(2000, 3, 2, 2)
-    x[:, 0], x[:, 1] = 0.5, -0.5  # a colour of grey value 0 everywhere
+    x[:, 0], x[:, 1] = 0.5, -0.5  # a color of gray value 0 everywhere
     x[:, :, 0, 0] += 0.3
-    y = m.augment(x, ["colour"])
+    y = m.augment(x, ["color"])
     contrast = (y.mean(1)[:, 0, 0] - y.mean(1)[:, 1, 1]) / 0.3
     saturation = (y[:, 0, 1, 1] - y[:, 1, 1, 1]) / contrast
     assert 0.5 <= contrast.min() < 0.51 and 1.49 < contrast.max() <= 1.5 and abs(contrast.mean() - 1) < 0.02

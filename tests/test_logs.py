@@ -217,12 +217,12 @@ def test_grids_of_events_are_those_of_the_files(tmp_path, folder):
         assert abs(inside - np.asarray(Image.open(tmp_path / f"a/samples/{event.step:06d}.png"))).max() <= 1
 
 
-COLOURS = [(230, 20, 20), (20, 230, 20), (20, 20, 230), (230, 230, 20), (20, 230, 230), (230, 20, 230), (240, 240, 240)]
+COLORS = [(230, 20, 20), (20, 230, 20), (20, 20, 230), (230, 230, 20), (20, 230, 230), (230, 20, 230), (240, 240, 240)]
 
 
 def test_progress_gif_shows_the_grids_in_their_order(tmp_path):
     """Catches frames that run backwards, in the order of names ("1000000" before "999999"), or with one left out."""
-    drawn = iter(COLOURS)
+    drawn = iter(COLORS)
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 4), np.uint8)
 
     def sample():
@@ -239,11 +239,11 @@ def test_progress_gif_shows_the_grids_in_their_order(tmp_path):
     assert seen == [1, 2, 2, 4, 4, 4, 7]  # after 1, 2, 4, 8, ... grids and at the end
     gif = Image.open(out / "progress.gif")
     assert gif.info["loop"] == 0 and gif.info["duration"] == 200
-    for k, colour in enumerate(COLOURS):
+    for k, color in enumerate(COLORS):
         gif.seek(k)
         frame = np.asarray(gif.convert("RGB")).astype(int)
         assert frame.shape == np.asarray(Image.open(out / "samples/000000.png")).shape
-        assert abs(frame[3:5, 3:5] - colour).max() <= 8, k
+        assert abs(frame[3:5, 3:5] - color).max() <= 8, k
 
 
 def test_the_gif_is_made_in_constant_memory(tmp_path, monkeypatch):

@@ -108,12 +108,12 @@ def test_lsgan_optimal_discriminator(a, b):
     p, q = torch.tensor([4, 3, 2, 1]), torch.tensor([1, 2, 3, 4])
     scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
-    optimiser = torch.optim.SGD([scores], 1.0)
+    optimizer = torch.optim.SGD([scores], 1.0)
     for _ in range(200):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = module("lsgan").d_loss(scores[real], scores[fake], b, a)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     p, q = p / 10, q / 10
     assert torch.allclose(scores.detach(), ((b * p + a * q) / (p + q)).double(), atol=1e-5)
     assert loss.item() == pytest.approx((b - a) ** 2 / 2 * (p * q / (p + q)).sum().item(), abs=1e-5)
@@ -125,11 +125,11 @@ def test_soft_labels_move_the_optimum():
     p, q = torch.tensor([4, 3, 2, 1]), torch.tensor([1, 2, 3, 4])
     scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
-    optimiser = torch.optim.SGD([scores], 5.0)
+    optimizer = torch.optim.SGD([scores], 5.0)
     for _ in range(500):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         module("dcgan").d_loss(scores[real], scores[fake], 0.9, 0.2).backward()
-        optimiser.step()
+        optimizer.step()
     assert torch.allclose(scores.detach().sigmoid(), ((0.9 * p + 0.2 * q) / (p + q)).double(), atol=1e-5)
 
 
@@ -164,16 +164,16 @@ def test_dcgan_optimal_discriminator():
     """Catches any wrong constant or pairing: the best scores are log p/q, and the loss there is log 4 - 2 JSD (Goodfellow 2014)."""
     p, q = torch.tensor([4, 3, 2, 1]), torch.tensor([1, 2, 3, 4])
     scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
     real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = module("dcgan").d_loss(scores[real], scores[fake])
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     loss = closure()
     p, q = p / 10, q / 10
     m = (p + q) / 2

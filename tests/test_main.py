@@ -94,7 +94,7 @@ def steady(script: str) -> list[str]:
 
 
 def test_rates_and_betas_of_this_start_win(any_script, images, tmp_path):
-    """Catches --resume --lr-g X that is ignored because the optimiser's state brings the old rate back."""
+    """Catches --resume --lr-g X that is ignored because the optimizer's state brings the old rate back."""
     flags = ["--lr-g", "1e-5", "--lr-d", "3e-5"]
     flags += ["--beta1", "0.3", "--beta2", "0.6"] * (any_script not in RMSPROP)
     run(any_script, images, tmp_path / "a", "--steps", "2", *steady(any_script))
@@ -112,7 +112,7 @@ def test_rates_and_betas_of_this_start_win(any_script, images, tmp_path):
 
 
 def test_kernels_are_those_of_this_device(any_script, images, tmp_path):
-    """Catches a GPU's fused optimiser that a checkpoint brings to a CPU."""
+    """Catches a GPU's fused optimizer that a checkpoint brings to a CPU."""
     out = tmp_path / "a"
     fresh = run(any_script, images, out, "--steps", "1", *steady(any_script))
     saved = torch.load(out / "last.pt", weights_only=True)
@@ -447,8 +447,8 @@ def test_gradients_are_divided_by_all_processes(any_script, machine, monkeypatch
         dist, "all_reduce", lambda flat, *_, **__: (sums.append(flat.clone()), flat.mul_(6).add_(12))[1]
     )
     w = nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimiser = torch.optim.SGD([w], 1.0)
-    module(any_script).step(optimiser, (w * torch.tensor([3.0, 5.0])).sum())
+    optimizer = torch.optim.SGD([w], 1.0)
+    module(any_script).step(optimizer, (w * torch.tensor([3.0, 5.0])).sum())
     assert sums[0].tolist() == [3, 5]
     assert w.grad.tolist() == [3 + 2, 5 + 2] and w.tolist() == [1 - 5, 2 - 7]  # (6 g + 12) / 6
 

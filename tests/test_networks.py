@@ -1,4 +1,4 @@
-"""Networks: shapes for every size, range, dtype, widths, initialisation, and the layers that the paper prescribes."""
+"""Networks: shapes for every size, range, dtype, widths, initialization, and the layers that the paper prescribes."""
 
 import math
 
@@ -97,7 +97,7 @@ def test_output_range(script):
 
 
 @pytest.mark.parametrize("script", [*PLAIN, "lightweight_gan"])
-def test_initialisation(script):
+def test_initialization(script):
     """Catches BatchNorm gains from N(0, 0.02), which invert half of the channels, and torch's default weights."""
     gains = 0
     for net in build(script, "--width", "64", "--size", "32", "--z-dim", "100")[:2]:
@@ -188,7 +188,7 @@ def test_dropout_is_before_the_last_convolution_of_D_only(script):
 
 
 @pytest.mark.parametrize("script", SPECTRAL)
-def test_every_layer_of_D_is_normalised_and_none_of_G(script):
+def test_every_layer_of_D_is_normalized_and_none_of_G(script):
     """Catches a layer that was forgotten, also of Q, spectral norm in G, and an iteration that does not converge: oracle is the SVD."""
     G, D, _ = build(script, "--size", "32", "--width", "16")
     layers = [layer for layer in D.modules() if isinstance(layer, nn.Conv2d)]

@@ -147,12 +147,12 @@ def test_linear_game_has_the_known_solution():
     m, D, gp = module("wgan_gp"), Linear(4), 10.0
     x_real, x_fake = torch.zeros(16, 1, 2, 2), torch.zeros(16, 1, 2, 2)
     x_real[:, 0, 0, 0], x_fake[:, 0, 1, 1] = 0.6, 0.8  # at distance 1
-    optimiser = torch.optim.SGD(D.parameters(), 0.02)
+    optimizer = torch.optim.SGD(D.parameters(), 0.02)
     for _ in range(500):
         loss = m.d_loss(D(x_real), D(x_fake)) + gp * m.gradient_penalty(D, x_real, x_fake)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert D.w.norm().item() == pytest.approx(1 + 1 / (2 * gp), abs=1e-4)
     direction = (x_real - x_fake)[0].flatten()
     assert torch.nn.functional.cosine_similarity(D.w, direction, dim=0).item() == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""r3gan.py: the relativistic losses, both penalties, networks without normalisation, and the schedules."""
+"""r3gan.py: the relativistic losses, both penalties, networks without normalization, and the schedules."""
 
 import math
 
@@ -33,15 +33,15 @@ def test_best_scores_on_a_finite_set():
     real, fake = (torch.arange(4).repeat_interleave(counts) for counts in (p, q))
     pairs = torch.cartesian_prod(real, fake).T
     scores = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = m.d_loss(*scores[pairs])
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     best = (p / q).double().log()
     assert torch.allclose(scores.detach() - scores.detach().mean(), best - best.mean(), atol=1e-4)
     assert closure() < math.log(2) - 0.1
@@ -69,7 +69,7 @@ def test_penalty_of_a_quadratic_D():
 
 
 def test_blocks_start_as_the_identity():
-    """Catches a last convolution that is not zero, and one that the initialisation of its layer overwrites."""
+    """Catches a last convolution that is not zero, and one that the initialization of its layer overwrites."""
     G, D, _ = build("r3gan", "--size", "32")
     blocks = [block for net in (G, D) for block in net.modules() if isinstance(block, m.Block)]
     assert len(blocks) == 2 * 2 * 4
@@ -85,7 +85,7 @@ def test_blocks_start_as_the_identity():
 @pytest.mark.parametrize("size", ["32", "128"])
 @torch.no_grad()
 def test_variance_is_kept_through_depth(size):
-    """Catches weights that make maps fade or explode with depth, which here no normalisation would mend."""
+    """Catches weights that make maps fade or explode with depth, which here no normalization would mend."""
     G, D, args = build("r3gan", "--size", size, "--width", "16", "--z-dim", "64")
     maps = []
     for net in (G, D):
@@ -108,7 +108,7 @@ def test_variance_is_kept_through_depth(size):
     assert 0.1 < x.std() < 2 and 0.05 < D(x).std() < 3
 
 
-def test_no_normalisation_anywhere():
+def test_no_normalization_anywhere():
     for net in build("r3gan")[:2]:
         kinds = {type(layer).__name__ for layer in net.modules()}
         assert not any("Norm" in kind or "Parametrized" in kind for kind in kinds), kinds

@@ -236,7 +236,7 @@ def test_random_attributes_are_all_alike_often():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_one_grey_image(script, folder, tmp_path):
+def test_one_gray_image(script, folder, tmp_path):
     """Catches a single sample, or one channel, that is drawn otherwise: --channels 1 --sample 1 is the first of --sample 3."""
     out = tmp_path / "run"
     run(script, folder, out, "--steps", "2", "--channels", "1", "--lr-g", "0.02")

@@ -51,14 +51,14 @@ def as_json(i: int, hair: str, eyes: str) -> str:
     )
 
 
-COLOURS = ("eyes: blue 12, green 12", "hair: black 8, red 8, white 8")
+COLORS = ("eyes: blue 12, green 12", "hair: black 8, red 8, white 8")
 BOTH = {"eyes": {"blue": 12, "green": 12}, "hair": {"black": 8, "red": 8, "white": 8}}
 CLASS = {"class": {"black": 8, "red": 8, "white": 8}}
 # how to write it; what is printed; the groups for acgan.py; how many captions there are for cgan_text2img.py
 SOURCES = {
     "class folders": (class_folders, ("the sub-folders of", "class: black 8, red 8, white 8", "1 images without a label"), CLASS, 24),
-    "words": (lambda f: table(f, "looks.csv", "image,hair,eyes\n", lambda i, h, e: f"{i}.png,{h},{e}"), ("looks.csv", *COLOURS), BOTH, 24),
-    "semicolons": (lambda f: table(f, "looks.csv", "hair;eyes;file\n", lambda i, h, e: f"{h}; {e}; {i}"), ("looks.csv", *COLOURS), BOTH, 24),
+    "words": (lambda f: table(f, "looks.csv", "image,hair,eyes\n", lambda i, h, e: f"{i}.png,{h},{e}"), ("looks.csv", *COLORS), BOTH, 24),
+    "semicolons": (lambda f: table(f, "looks.csv", "hair;eyes;file\n", lambda i, h, e: f"{h}; {e}; {i}"), ("looks.csv", *COLORS), BOTH, 24),
     "classes of numbers": (lambda f: table(f, "looks.tsv", "id\tlabel\n", lambda i, h, e: f"{i}\t{HAIR.index(h)}"), ("looks.tsv", "label: 0 8, 1 8, 2 8"), {"label": {"0": 8, "1": 8, "2": 8}}, None),
     "yes and no": (lambda f: table(f, "a.csv", "image,Big_Lips,Big_Nose\n", lambda i, h, e: f"{i}.png,{i % 2},{i // 2 % 2}"), ("Big_Lips: no 12, yes 12", "Big_Nose: no 12, yes 12", "each is a group of its own"), {"Big_Lips": {"no": 12, "yes": 12}, "Big_Nose": {"no": 12, "yes": 12}}, None),
     "captions in columns": (lambda f: table(f, "metadata.csv", "file_name,text,caption\n", lambda i, h, e: f'{i}.png,{h} hair,"a face, {e} eyes"'), ("metadata.csv", "captions: 48, such as"), None, 48),
@@ -122,7 +122,7 @@ def test_captions(case, tmp_path, capsys):
 
 
 def test_labels_reach_their_images(tmp_path):
-    """Catches classes in the order of the folders' images, not of their names: the colour is read from the pixels."""
+    """Catches classes in the order of the folders' images, not of their names: the color is read from the pixels."""
     data = train("acgan", class_folders(tmp_path), tmp_path / "run", "--steps", "1", "--size", "32")["data"]
     images = data.images[torch.from_numpy(data.rows)].permute(0, 2, 3, 1).numpy()
     seen = faces.read_attributes(np.ascontiguousarray(images))["hair"]
@@ -135,9 +135,9 @@ ASKED = {  # the list of --sample-labels, for acgan.py on "tags" -> the rows tha
     "a table": ("hair,eyes\nred,blue\nblack,\n", [("blue", "red"), ("", "black")]),
     "a table with names": ("file,hair,eyes\n1,red,blue\n2,black,\n", [("blue", "red"), ("", "black")]),
     "JSON": ('{"hair": "red", "eyes": "blue"}\n{"hair": "black"}\n', [("blue", "red"), ("", "black")]),
-    "an unknown colour": ("1,violet hair red eyes\n", ("violet hair",)),
-    "a colour that is no colour": ("1,long hair blue eyes\n", ("long hair",)),
-    "a colour that nobody has": ("1,aqua hair blue eyes\n", ("'aqua'", "hair")),
+    "an unknown color": ("1,violet hair red eyes\n", ("violet hair",)),
+    "a color that is no color": ("1,long hair blue eyes\n", ("long hair",)),
+    "a color that nobody has": ("1,aqua hair blue eyes\n", ("'aqua'", "hair")),
     "a group that nobody has": ("image,hat\n1,red\n", ("'hat'",)),
     "captions": ("image,caption\n1,a face\n", ("no attribute", "eyes, hair")),
 }

@@ -293,7 +293,7 @@ def test_wgan_critic_is_in_its_box_whenever_G_moves():
     G, D, opt_G, opt_D, batches, notes = toys()
     for _ in range(2):
         m.train_step(G, D, opt_G, opt_D, iter(batches), args)
-    for note in notes[1:]:  # before the first step of all the weights are as they were initialised
+    for note in notes[1:]:  # before the first step of all the weights are as they were initialized
         assert all(p.abs().max() <= 0.03 for p in note["D"])
         assert max(p.abs().max() for p in note["G"]) > 0.1
     assert any((p.abs() == torch.tensor(0.03)).any() for p in notes[-1]["D"])
@@ -330,8 +330,8 @@ def test_wgan_has_no_momentum(folder, tmp_path):
     assert all(p.abs().max() <= torch.tensor(0.01) for p in state["D"].parameters())  # BatchNorm's gains too
 
 
-def test_optimisers_have_the_flags_and_the_weights_of_their_network(script, folder, tmp_path):
-    """Catches G's optimiser for D (which step() would hide), rates or betas that are exchanged or not passed on."""
+def test_optimizers_have_the_flags_and_the_weights_of_their_network(script, folder, tmp_path):
+    """Catches G's optimizer for D (which step() would hide), rates or betas that are exchanged or not passed on."""
     flags = ["--lr-g", "0.02", "--lr-d", "0.01"] + ["--beta1", "0.3", "--beta2", "0.7"] * (script not in RMSPROP)
     state = run(script, folder, tmp_path / "a", "--steps", "1", *flags)
     for name, lr in (("G", 0.02), ("D", 0.01)):
@@ -369,7 +369,7 @@ ADAM = {"lr_g": 2e-4, "lr_d": 2e-4, "beta1": 0.5, "beta2": 0.999}
 DEFAULTS["acgan"] = ADAM | {"cls_weight": 1, "cls_weight_g": 1, "g_steps": 1}
 DEFAULTS["cgan_text2img"] = ADAM | {"real_label": 1, "wrong_image": False, "l1": 0, "l2": 0}
 DEFAULTS["lightweight_gan"] = ADAM | {"z_dim": 256, "width": 32, "batch": 8, "act": None}
-DEFAULTS["lightweight_gan"] |= {"augment": ["translation", "colour", "cutout"]}
+DEFAULTS["lightweight_gan"] |= {"augment": ["translation", "color", "cutout"]}
 DEFAULTS["r3gan"] = ADAM | {"beta1": 0, "beta2": 0.9, "z_dim": 64, "act": None, "gamma": 2, "penalty_every": 1}
 DEFAULTS["infogan"] = ADAM | {
     "beta1": 0,
@@ -444,9 +444,9 @@ def test_noise_is_fresh_in_every_step(script):
 def test_a_parameter_without_gradient_counts_as_zero(script):
     """Catches Adam's skipping of it, which would part one process from many."""
     m, used, unused = module(script), nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimiser = torch.optim.Adam([used, unused], 0.1)
-    m.step(optimiser, (used + unused).sum())
-    m.step(optimiser, used.sum())
+    optimizer = torch.optim.Adam([used, unused], 0.1)
+    m.step(optimizer, (used + unused).sum())
+    m.step(optimizer, used.sum())
     assert unused.grad is not None and unused.grad.item() == 0 and unused.item() < 0.9  # its momentum goes on
 
 
@@ -485,7 +485,7 @@ def test_ema_warm_up(script, folder, tmp_path):
     box = 0.01 if script == "wgan" else torch.inf
     for first, p in zip(
         D.parameters(), state["D"].parameters(), strict=True
-    ):  # D did not move: it began as initialised
+    ):  # D did not move: it began as initialized
         torch.testing.assert_close(p.detach(), first.detach().clamp(-box, box))
     for first, p, average in zip(start.parameters(), state["G"].parameters(), state["G_ema"].parameters(), strict=True):
         torch.testing.assert_close(average, 0.1 * first + 0.9 * p, rtol=1e-4, atol=1e-6)

@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 
 import common
 
-FAST = ("--lr-g", "0.02")  # after a few steps different noise gives images that differ by more than a grey level
+FAST = ("--lr-g", "0.02")  # after a few steps different noise gives images that differ by more than a gray level
 OFTEN = (*FAST, "--log-every", "1", "--save-every", "4", "--flip")
 
 
@@ -106,7 +106,7 @@ def test_real_grid_shows_the_data(folder, tmp_path):
 
 
 def test_resume_is_bit_exact(script, folder, tmp_path):
-    """Catches an optimiser, buffer, position or generator that is not restored, and rows or frames that are not dropped."""
+    """Catches an optimizer, buffer, position or generator that is not restored, and rows or frames that are not dropped."""
     often = (
         [*OFTEN, "--lr-g", "2e-3"] if script == "r3gan" else OFTEN
     )  # no tanh holds its first steps: all frames alike
@@ -139,7 +139,7 @@ def test_resume_from_an_older_checkpoint_drops_what_came_after(folder, tmp_path)
 
 
 def test_flags_by_hand_win_on_resume(folder, tmp_path):
-    """Catches a learning rate that comes from the optimiser's state although another was asked for."""
+    """Catches a learning rate that comes from the optimizer's state although another was asked for."""
     run("dcgan", folder, tmp_path / "run", "--steps", "2")
     state = run("dcgan", folder, tmp_path / "run", "--steps", "3", "--resume", "--lr-g", "1e-5")
     assert state["opt_G"].param_groups[0]["lr"] == 1e-5 and state["opt_D"].param_groups[0]["lr"] == 2e-4
