@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import mutants_conditions
 import mutants_files
@@ -19,12 +20,17 @@ from conftest import ALL, ROOT
 MUTANTS = mutants_noise.MUTANTS + mutants_conditions.MUTANTS + mutants_networks.MUTANTS
 RANK_MUTANTS = mutants_noise.RANK_MUTANTS
 
-# file, text, replacement, test, the script whose parameters the test takes
-CASES = [(script, *mutant[1:], script) for mutant in MUTANTS for script in mutant[0]]
-CASES += [
-    (*mutant[:4], mutant[4] if len(mutant) > 4 else "dcgan")
-    for mutant in mutants_files.MUTANTS + mutants_labels.MUTANTS
-]
+
+class Case(NamedTuple):
+    file: str
+    right: str  # text of the file
+    wrong: str | None  # what replaces it; None: the file as it is
+    test: str  # that must fail
+    script: str = "dcgan"  # whose parameters the test takes
+
+
+CASES = [Case(script, *mutant[1:], script) for mutant in MUTANTS for script in mutant[0]]
+CASES += [Case(*mutant) for mutant in mutants_files.MUTANTS + mutants_labels.MUTANTS]
 
 
 class Only:
@@ -81,38 +87,38 @@ def outcomes(request):
         item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     ]
     with ThreadPoolExecutor(2) as pool:
-        yield {case: pool.submit(outcome, case[0], text_of(case), case[3], case[4]) for case in cases}
+        yield {case: pool.submit(outcome, case.file, text_of(case), case.test, case.script) for case in cases}
         pool.shutdown(cancel_futures=True)
 
 
-def text_of(case: tuple) -> str:
+def text_of(case: Case) -> str:
     """The wrong version; without a replacement the file as it is."""
-    file, old, new = case[:3]
-    return source(file).replace(old, new) if new is not None else source(file)
+    text = source(case.file)
+    return text if case.wrong is None else text.replace(case.right, case.wrong)
 
 
 def test_the_table_is_large_and_up_to_date():
     """Catches mutants whose text is no longer in the script, and so would test nothing."""
     assert len(CASES) == len(set(CASES)) >= 330
-    for file, old, new, test, *_ in [*CASES, *((script, *m[1:]) for m in RANK_MUTANTS for script in m[0])]:
-        assert source(file).count(old) >= 1, (file, old)
-        path, name = test.split("::")
-        assert f"def {name}(" in (ROOT / "tests" / path).read_text(), test
-        assert old != new
+    for case in [*CASES, *(Case(script, *mutant[1:]) for mutant in RANK_MUTANTS for script in mutant[0])]:
+        assert case.right in source(case.file), case
+        path, name = case.test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(), case
+        assert case.right != case.wrong
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[3].split('::')[1]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.file}-{case.test.split('::')[1]}")
 def test_mutant_is_killed(case, outcomes):
     code, output = outcomes[case].result()
     assert code == 1, f"survived, or the test did not run (exit {code}):\n{case}\n{output}"
 
 
-UNCHANGED = sorted({(script, "", None, test, script) for file, _, _, test, script in CASES}, key=str)
+UNCHANGED = sorted({Case(case.script, "", None, case.test, case.script) for case in CASES}, key=str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", UNCHANGED, ids=lambda case: f"{case[0]}-{case[3].split('::')[1]}")
+@pytest.mark.parametrize("case", UNCHANGED, ids=lambda case: f"{case.file}-{case.test.split('::')[1]}")
 def test_the_unchanged_script_passes(case, outcomes):
     """Catches a test that fails whatever the script is."""
     code, output = outcomes[case].result()

@@ -32,16 +32,19 @@ def source(name: str) -> str:
 def code_lines(text: str) -> list[str]:
     """The lines that hold code, without comments at their end."""
     skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines, docs, keep, comments = text.splitlines(), set(), set(), {}
+    docstrings = set()  # numbers of lines
+    code = set()
+    comments = {}  # where they begin in their line
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.start[1]
         if token.type not in skip:
-            keep |= set(range(token.start[0], token.end[0] + 1))
-    return [lines[n - 1][: comments.get(n)].rstrip() for n in sorted(keep - docs)]
+            code |= set(range(token.start[0], token.end[0] + 1))
+    lines = text.splitlines()
+    return [lines[n - 1][: comments.get(n)].rstrip() for n in sorted(code - docstrings)]
 
 
 def changed(a: str, b: str) -> int:
