@@ -24,7 +24,7 @@ sizes below 256 px. Samples come from an exponential moving average of G's weigh
 
 Result of the first command: 9,000 steps in 6.1 minutes on two CPU cores, torch 2.14.1; of 2,000 samples 82 % ± 1 can
 be read as a face, with 120 ± 2 of the 132 combinations of hair and eyes (3 seeds: mean ± standard deviation; read by
-faces.py). For 300 images see README, Experiments.
+faces.py). With 300 images and minutes, sngan.py kept more variety here (assets/experiments.md).
 """
 
 import argparse
