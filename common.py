@@ -344,6 +344,11 @@ def refuse_to_overwrite(args: argparse.Namespace):
         of_this_run = [out.resolve(), (out / "checkpoints").resolve()]
         if Path(args.checkpoint).resolve().parent in of_this_run:
             return
+        if os.path.exists(out / "last.pt"):
+            fail(
+                f"{out} holds a run that {args.checkpoint} is no part of: leave out --checkpoint, or choose another "
+                "folder with --out"
+            )
     if os.path.exists(out / "last.pt") or os.path.exists(out / "log.csv"):
         fail(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
 

@@ -9,6 +9,7 @@ rest.
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ def read_log(run: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The steps of log.csv, and each loss as the mean of 10 rows."""
     with open(run / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    if not rows:
+        sys.exit(f"{run}/log.csv has no rows yet: train for longer, or leave out this run")
     rows = rows[len(rows) // 10 :]
     steps = np.array([int(row["step"]) for row in rows])
     window = min(10, len(rows))

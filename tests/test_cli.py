@@ -278,7 +278,7 @@ def test_resume_into_a_folder_above_another_run(folder, tmp_path, capsys):
     for out in ("a", "a/b"):
         run("dcgan", folder, tmp_path / out, "--steps", "1")
     flags = ["--path", str(folder), "--out", str(tmp_path / "a"), "--resume", "--steps", "2"]
-    with refused(capsys, 2, "already holds a run"):
+    with refused(capsys, 2, "a holds a run", "is no part of"):
         module("dcgan").parse_args([*flags, "--checkpoint", str(tmp_path / "a/b/last.pt")])
     for own in ("last.pt", "checkpoints/000001.pt"):
         module("dcgan").parse_args([*flags, "--checkpoint", str(tmp_path / "a" / own)])
