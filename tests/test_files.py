@@ -492,6 +492,17 @@ def test_ctrl_c_is_as_before_if_a_run_cannot_begin(tmp_path, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_before_the_first_step_is_one_sentence(tmp_path, capsys, monkeypatch):
+    """Catches a traceback while TensorBoard is imported, which takes seconds."""
+
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common.Run, "begin", interrupted)
+    with refused(capsys, 130, "stopped by Ctrl-C", "training has not begun"), by_hand(tmp_path / "a", IMAGES, grid):
+        pass
+
+
 def test_two_runs_in_one_folder(any_script, images, tmp_path, monkeypatch, capsys):
     """Catches logs and checkpoints of two processes that are mixed up; the second stops before it writes."""
     m, out, seen = module(any_script), tmp_path / "run", []
