@@ -13,7 +13,7 @@ and half the squared error. L_I is in D's step and in G's step, as in the author
 optimizer.
 
 Differs from the paper: z is normal (paper: uniform), which keeps G from showing little but the code, and D has spectral
-normalization, as in sngan.py (paper: BatchNorm). So has Q, which then finds it harder to read what is too faint to see.
+normalization, as in sngan.py (paper: BatchNorm). So has Q, with which the category became visible on anime faces.
 Learning rates and Adam's betas are those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and 0.999),
 training on anime faces collapsed. The preset is near the authors' (all measured: README, Experiments). G learns with
 the non-saturating loss (or --adv lsgan). Q is one linear layer. The networks are DCGAN's otherwise. lambda is 0.1 for

@@ -133,6 +133,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
     if args.size < 32:
         parser.error(f"--size {args.size} is too small for D's decoders: choose at least 32")
+    unknown = sorted(set(args.augment) - set(POLICY))  # of a checkpoint: an older version wrote "colour"
+    if unknown:
+        parser.error(f"{args.checkpoint} has --augment {unknown[0]}, which is unknown here: give --augment again")
     return args
 
 

@@ -33,6 +33,7 @@ MUTANTS = [
     (Y, "nn.ReflectionPad2d(3), nn.Conv2d(args.channels", "nn.ZeroPad2d(3), nn.Conv2d(args.channels", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
     (Y, "nn.InstanceNorm2d(2 * c), nn.ReLU()", "nn.InstanceNorm2d(2 * c, affine=True), nn.ReLU()", "test_cyclegan.py::test_weights_of_the_authors_load_and_do_the_same"),
     # few images
+    (F, "sorted(set(args.augment) - set(POLICY))", "[]", "test_lightweight.py::test_an_unknown_change_in_a_checkpoint_is_said"),
     (F, "relu(1 - real).mean()", "relu(1 + real).mean()", "test_losses.py::test_values"),
     (F, "return -fake.mean()", "return fake.mean()", "test_losses.py::test_gradients_push_the_right_way"),
     (F, "augment(x_fake.detach(), args.augment)", "x_fake.detach()", "test_lightweight.py::test_D_sees_changed_images_only"),

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import module, settings
+from conftest import module, run, settings
 from test_networks import build
 from test_step import toys
 from test_training import refused
@@ -242,3 +242,16 @@ def test_no_policy_changes_nothing():
 def test_too_small_an_image_is_refused(capsys):
     with refused(capsys, 2, "--size 28", "32"):
         m.parse_args(["--path", "x", "--size", "28"])
+
+
+def test_an_unknown_change_in_a_checkpoint_is_said(folder, tmp_path, capsys):
+    """Catches a resumed run that silently drops a change, because another version called it otherwise."""
+    out = tmp_path / "run"
+    run("lightweight_gan", folder, out, "--steps", "1")
+    checkpoint = torch.load(out / "last.pt", weights_only=True)
+    checkpoint["args"]["augment"] = ["translation", "colour"]
+    torch.save(checkpoint, out / "last.pt")
+    again = ["--out", str(out), "--resume", "--steps", "2"]
+    with refused(capsys, 2, "last.pt has --augment colour", "give --augment again"):
+        m.parse_args(again)
+    assert m.parse_args([*again, "--augment", "translation", "color"]).augment == ["translation", "color"]
