@@ -568,7 +568,14 @@ def main(argv=None) -> dict:
         some = torch.randint(len(y), (common.GRID,))
         return G_ema(noise(common.GRID, args), y[some].to(args.device))
 
-    with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_y), rank) as run:
+    def draw_grid() -> Tensor:
+        return G_ema(fixed_z, fixed_y)
+
+    if args.grid:
+        common.write_grid(args, draw_grid)
+        return state
+
+    with common.Run(args, data, start, draw_grid, rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
             # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because

@@ -719,7 +719,14 @@ def main(argv=None) -> dict:
         some = torch.randint(len(t), (common.GRID,))  # of several captions of an image, the first stands for all
         return G_ema(noise(common.GRID, args), t[some, 0].to(args.device))
 
-    with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_t), rank) as run:
+    def draw_grid() -> Tensor:
+        return G_ema(fixed_z, fixed_t)
+
+    if args.grid:
+        common.write_grid(args, draw_grid)
+        return state
+
+    with common.Run(args, data, start, draw_grid, rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
             # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because

@@ -63,6 +63,7 @@ NOT_FROM_CHECKPOINT = {
     "finetune",
     "checkpoint",
     "sample",
+    "grid",
     "seeds",
     "walk",
     "sample_mode",
@@ -212,6 +213,11 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
     start.add_argument(
         "--sample", type=between(1), metavar="N", help="write N generated images to OUT/generated instead of training"
     )
+    start.add_argument(
+        "--grid",
+        action="store_true",
+        help="write OUT/grid.png instead of training: the sample grid of --checkpoint; --seed changes its noise",
+    )
     if latent:
         start.add_argument(
             "--seeds",
@@ -233,7 +239,7 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
             default="eval",
             help="BatchNorm statistics for --sample: those of the checkpoint (eval) or of each batch (batch)",
         )
-    group.add_argument("--checkpoint", help="checkpoint for --resume and --sample; None: OUT/last.pt")
+    group.add_argument("--checkpoint", help="checkpoint for --resume, --sample and --grid; None: OUT/last.pt")
 
 
 def flags_given(parser: argparse.ArgumentParser, argv) -> set[str]:
@@ -269,10 +275,10 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
         args.sample = len(args.seeds)
     if vars(args).get("walk"):
         args.sample = args.walk
-    if "sample_mode" in given and args.sample_mode == "batch" and (args.seeds or args.walk):
+    if "sample_mode" in given and args.sample_mode == "batch" and (args.seeds or args.walk or args.grid):
         parser.error(
-            "--sample-mode batch makes an image depend on the others of its batch, and --seeds and --walk draw images "
-            "that depend on nothing else: leave it out"
+            "--sample-mode batch makes an image depend on the others of its batch, and --seeds, --walk and --grid draw "
+            "images that depend on nothing else: leave it out"
         )
 
     if args.finetune:
@@ -281,10 +287,10 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
         if not Path(args.finetune).is_file():
             parser.error(f"there is no checkpoint {args.finetune}: name a file such as runs/first/last.pt")
         args.checkpoint = args.finetune
-    if args.resume or args.finetune or args.sample:
+    if args.resume or args.finetune or args.sample or args.grid:
         take_from_checkpoint(parser, args, given, architecture)
     elif args.checkpoint:
-        parser.error("--checkpoint needs --resume or --sample: add one of them, or leave out --checkpoint")
+        parser.error("--checkpoint needs --resume, --sample or --grid: add one of them, or leave out --checkpoint")
     elif args.path is None:
         args.preset = True
         for name, value in preset.items():
@@ -298,7 +304,7 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
 
     refuse_to_overwrite(args)
     # now, not after all images have been decoded
-    if not args.sample and importlib.util.find_spec("tensorboard") is None:
+    if not (args.sample or args.grid) and importlib.util.find_spec("tensorboard") is None:
         fail("tensorboard is not installed: pip install -r requirements.txt")
 
     args.found = {}  # what load_images and load_labels find, for args.json
@@ -338,7 +344,7 @@ def take_from_checkpoint(parser, args: argparse.Namespace, given: set[str], arch
 def refuse_to_overwrite(args: argparse.Namespace):
     """End the process if --out holds a run, or files of the user's, that this start would overwrite."""
     out = Path(args.out)
-    if args.sample or not is_main_process():  # the main process may have begun to write already
+    if args.sample or args.grid or not is_main_process():  # the main process may have begun to write already
         return
     if args.resume:
         of_this_run = [out.resolve(), (out / "checkpoints").resolve()]
@@ -1119,6 +1125,16 @@ def write_walk(args: argparse.Namespace, generate):
         options = {"save_all": True, "append_images": frames[1:], "duration": 50, "loop": 0}
         atomic(out / "walk.gif", lambda file: frames[0].save(file, "GIF", **options))
     print_line(f"{out}/walk.gif: {args.walk} frames")
+
+
+def write_grid(args: argparse.Namespace, draw_grid):
+    """Write OUT/grid.png, the images (GRID, C, S, S) in [-1, 1] that `draw_grid()` returns."""
+    if not is_main_process():
+        return
+    out = Path(args.out)
+    with claim(out, ["grid.png"]):
+        atomic(out / "grid.png", functools.partial(save_png, draw_grid()))
+    print_line(f"{out}/grid.png: the grid of {args.checkpoint}")
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:

@@ -721,7 +721,14 @@ def main(argv=None) -> dict:
     state |= {"pool_A": pools["A"], "pool_B": pools["B"]}
     start = resume(state, args) if args.checkpoint else 0
 
-    with common.Run(args, data_A, start, lambda: grid(G_ema, look_A, look_B), rank, diversity=False) as run:
+    def draw_grid() -> Tensor:
+        return grid(G_ema, look_A, look_B)
+
+    if args.grid:
+        common.write_grid(args, draw_grid)
+        return state
+
+    with common.Run(args, data_A, start, draw_grid, rank, diversity=False) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
             # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because

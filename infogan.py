@@ -544,7 +544,15 @@ def main(argv=None) -> dict:
     # in the grid, the images of a row share their z, and only their codes differ
     fixed_z = noise(common.GRID, args)[::8].repeat_interleave(8, 0)
     fixed_c = grid_codes(args)
-    with common.Run(args, data, start, lambda: G_ema(fixed_z, fixed_c), rank) as run:
+
+    def draw_grid() -> Tensor:
+        return G_ema(fixed_z, fixed_c)
+
+    if args.grid:
+        common.write_grid(args, draw_grid)
+        return state
+
+    with common.Run(args, data, start, draw_grid, rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
             # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because

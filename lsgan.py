@@ -434,7 +434,15 @@ def main(argv=None) -> dict:
     start = resume(state, args) if args.checkpoint else 0
 
     fixed_z = noise(common.GRID, args)
-    with common.Run(args, data, start, lambda: G_ema(fixed_z), rank) as run:
+
+    def draw_grid() -> Tensor:
+        return G_ema(fixed_z)
+
+    if args.grid:
+        common.write_grid(args, draw_grid)
+        return state
+
+    with common.Run(args, data, start, draw_grid, rank) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
             # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because

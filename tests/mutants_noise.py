@@ -115,7 +115,8 @@ MUTANTS = [
     (WGAN_GP, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_kernels_are_those_of_this_device"),
     # samples and the labels beside them
     (DCGAN + WGAN + SNGAN, "yield noise(args.batch, args)", "yield torch.randn(args.batch, args.z_dim)", "test_sampling.py::test_every_sample_is_what_its_row_and_the_flags_say"),
-    # --seeds and --walk
+    # --seeds, --walk and --grid
+    (DCGAN, "    if args.grid:\n        common.write_grid(args, draw_grid)\n        return state\n\n", "", "test_walk.py::test_the_grid_of_each_checkpoint"),
     (DCGAN, "torch.manual_seed(seed)", "pass", "test_walk.py::test_each_seed_has_its_image"),
     (DCGAN, "z = angle.cos() * start + angle.sin() * quarter", "z = start + angle * quarter", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),
     (DCGAN, "z = angle.cos() * start + angle.sin() * quarter", "z = angle.cos() ** 2 * start + angle.sin() ** 2 * quarter", "test_walk.py::test_the_path_is_a_circle_of_likely_latents"),

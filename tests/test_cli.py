@@ -174,6 +174,7 @@ NUMBERLESS = {
     "cache",
     "out",
     "resume",
+    "grid",
     "finetune",
     "checkpoint",
     "device",

@@ -86,7 +86,8 @@ def by_hand(out, images: np.ndarray, sample, **flags):
     """A Run on given images whose samples are `sample()`, without any network."""
     args = {"out": str(out), "steps": 100, "log_every": 1, "save_every": 1, "keep": 1, "batch": 4, "seed": 0}
     args |= {"device": "cpu", "autocast": False, "flip": False, "script": "dcgan"}
-    args |= {"sample": None, "resume": True, "checkpoint": f"{out}/last.pt"}  # may go on in a folder that holds a run
+    args |= {"sample": None, "grid": False}
+    args |= {"resume": True, "checkpoint": f"{out}/last.pt"}  # may go on in a folder that holds a run
     args = argparse.Namespace(**(args | flags))
     return common.Run(args, common.Batches(images, args, 0, 1), 0, sample, 0)
 

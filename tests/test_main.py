@@ -212,7 +212,7 @@ OWN = {
     "sample",
     "sample_mode",
 }  # of each start, given again or by default
-OWN |= {"finetune", "seeds", "walk", "sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
+OWN |= {"finetune", "grid", "seeds", "walk", "sample_labels", "prompt", "prompts", "translate", "reverse", "weights"}
 DERIVED = {"script", "preset", "autocast", "found"}  # of no flag
 
 
@@ -237,15 +237,16 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch)
     stored = {name: other(value) for name, value in plain.items() if name not in DERIVED}
     stored |= {"steps": 100, "size": 4 * plain["size"], "load_size": 0, "constant": 1000, "decay": 1000}
     stored |= {"path": "/data/images", "labels": "/data/labels.csv", "embeddings": "/data/vectors.npy"}
+    stored |= {"augment": ["color"]}  # of lightweight_gan.py, which refuses names that it does not know
     stored = {name: value for name, value in stored.items() if name in plain}
     torch.save({"script": any_script, "step": 5, "args": stored | {"script": any_script}, "state": {}}, out / "last.pt")
-    flags = {"--resume": "resume", "--sample 3": "sample"}
+    flags = {"--resume": "resume", "--sample 3": "sample", "--grid": "grid"}
     for flag in flags:
         found = vars(m.parse_args(["--out", str(out), *flag.split()]))
         for name, value in plain.items():
-            if name in OWN - {"resume", "checkpoint", "sample"}:
+            if name in OWN - {"resume", "checkpoint", "sample", "grid"}:
                 assert found[name] == (str(out) if name == "out" else value), name
-            elif name in ("resume", "sample"):
+            elif name in ("resume", "sample", "grid"):
                 assert bool(found[name]) == (name in flag), name
             elif name not in DERIVED | OWN:
                 assert found[name] == stored[name], name

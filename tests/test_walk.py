@@ -1,7 +1,8 @@
-"""--seeds and --walk: the images that a seed, a prompt, a code or a place on the path call for, redone here by hand."""
+"""--seeds, --walk and --grid: the images that a seed, a prompt, a code or a place on the path call for, redone here by hand."""
 
 import argparse
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def test_statistics_of_the_batch_are_refused(trained, capsys):
     script, out = trained
     if script == "r3gan":
         pytest.skip("has no BatchNorm")
-    for flags in (["--walk", "4"], ["--seeds", "1"]):
+    for flags in (["--walk", "4"], ["--seeds", "1"], ["--grid"]):
         with refused(capsys, 2, "--sample-mode batch", "leave it out"):
             module(script).main(["--out", str(out), "--device", "cpu", "--sample-mode", "batch", *flags])
 
@@ -235,8 +236,10 @@ def test_a_seed_twice(trained):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_one_way_to_draw_at_a_time(script, capsys):
-    """Catches --walk that silently wins over --sample or --seeds."""
-    for flags in (["--walk", "4", "--sample", "3"], ["--seeds", "1", "--sample", "3"], ["--seeds", "1", "--walk", "4"]):
+    """Catches --walk or --grid that silently wins over --sample or --seeds."""
+    ways = (["--walk", "4"], ["--sample", "3"], ["--seeds", "1"], ["--grid"], ["--resume"])
+    for one, other in itertools.combinations(ways, 2):
+        flags = [*one, *other]
         with refused(capsys, 2, "not allowed with"):
             module(script).parse_args(flags)
 
@@ -246,3 +249,32 @@ def test_cyclegan_has_neither(capsys):
     for flags in (["--walk", "4"], ["--seeds", "1"]):
         with refused(capsys, 2, "unrecognized arguments"):
             module("cyclegan").parse_args(flags)
+
+
+def test_the_grid_of_each_checkpoint(any_script, images, tmp_path):
+    """Catches a grid of other noise or labels, one that G draws itself, and one that no checkpoint was loaded for."""
+    out = tmp_path / "run"
+    run(any_script, images, out, "--steps", "4", "--save-every", "2", "--lr-g", "0.02")
+    for step in ("000002", "000004"):
+        module(any_script).main(["--out", str(out), "--grid", "--checkpoint", str(out / f"checkpoints/{step}.pt")])
+        assert (out / "grid.png").read_bytes() == (out / f"samples/{step}.png").read_bytes(), step
+    assert (out / "samples/000002.png").read_bytes() != (out / "samples/000004.png").read_bytes()
+
+    elsewhere = ["--checkpoint", str(out / "last.pt"), "--out", str(tmp_path / "elsewhere")]
+    module(any_script).main([*elsewhere, "--grid"])
+    assert sorted(file.name for file in (tmp_path / "elsewhere").iterdir()) == [".written", "grid.png"]
+    if any_script != "cyclegan":  # whose grid has no noise
+        module(any_script).main([*elsewhere, "--grid", "--seed", "7"])
+        assert (tmp_path / "elsewhere/grid.png").read_bytes() != (out / "grid.png").read_bytes()
+
+
+def test_a_grid_spares_the_users_file(folder, tmp_path, capsys):
+    """Catches a grid.png of the user's that is overwritten, and a run that is changed by drawing."""
+    out = tmp_path / "run"
+    run("dcgan", folder, out, "--steps", "1")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    (out / "grid.png").write_text("mine")
+    with refused(capsys, 2, "'grid.png'", "move them"):
+        module("dcgan").main(["--out", str(out), "--grid"])
+    assert (out / "grid.png").read_text() == "mine"
+    assert all(file.read_bytes() == content for file, content in before.items())
