@@ -16,8 +16,9 @@ real images that D has just seen; --ema is per step (FFHQ: a half-life that rise
 squares of k x k pixels (theirs: none). With --penalty-every k, as in the preset, R1 and R2 are computed only in every
 k-th step and multiplied by k. That is not quite the same under Adam: D then moves more slowly where the penalties
 dominate. Learning rates fall to a quarter, gamma and 1 - beta2 to a tenth, along a cosine over --anneal steps, which
-should be as many as --steps. The authors' gamma is 0.05 for CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64 and 256.
-Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+should be as many as --steps (theirs: over the first 20 million images, then constant). The authors' gamma is 0.05 for
+CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64 and 256. Samples come from an exponential moving average of G's
+weights (arXiv 1710.10196).
 
     python r3gan.py                                               # built-in faces, minutes on a CPU
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -129,7 +130,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--penalty-every",
         type=common.between(1),
         default=1,
-        help="compute the penalties only in every k-th step, multiplied by k; above 1 is faster and less exact",
+        help="compute the penalties only in every k-th step, multiplied by k; above 1 is faster and less exact. "
+        "Make --log-every a multiple of it: in other steps the log has r1 = r2 = 0",
     )
     group.add_argument(
         "--anneal",
@@ -312,7 +314,7 @@ def annealed(first: float, last: float, i: int, args) -> float:
 
 
 def train_step(G, D, opt_G, opt_D, data, args, gamma: float) -> dict[str, Tensor]:
-    """One update of D, with penalties unless gamma is 0, and one of G."""
+    """One update of D, and one of G; `gamma` is 0 in a step without penalties, and else --penalty-every times more."""
     # (1) D: minimize E softplus(-(D(x) - D(y))) + gamma/2 (E |grad_x D(x)|^2 + E |grad_y D(y)|^2), y = G(z)
     D.requires_grad_(True)
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]

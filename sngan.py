@@ -97,7 +97,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument(
         "--n-critic",
         type=common.between(1),
-        default=1,  # the paper: 5
+        default=1,  # the authors' ResNet code: 5
         help="updates of D per update of G; more makes D more accurate and steps slower",
     )
     group = parser.add_argument_group("run")

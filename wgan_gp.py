@@ -44,7 +44,7 @@ PRESET = {
     "steps": 9000,
     "lr_g": 1e-3,
     "lr_d": 1e-3,
-    "n_critic": 1,
+    "n_critic": 1,  # the paper: 5
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
 ARCHITECTURE = ("size", "channels", "z_dim", "width", "act")
