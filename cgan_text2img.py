@@ -140,7 +140,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--seed",
         type=common.between(0, 2**32 - 1),
         default=0,
-        help="seed of the initial weights, the noise and the order of the images; with --sample, of the noise",
+        help="seed of initial weights, noise and order of images; with --sample or --grid, of the noise",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
     group.add_argument(
@@ -163,6 +163,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.set_defaults(words=[], text_dim=0, captions=[])
     asked = parser.parse_args(argv)
     if asked.prompt or asked.prompts:
+        if asked.resume or asked.finetune or asked.grid:
+            parser.error("prompts are for --sample, --seeds and --walk: leave out --resume, --finetune or --grid")
         parser.set_defaults(sample=5)
     return common.parse(parser, argv, __file__, PRESET, ARCHITECTURE)
 

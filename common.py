@@ -54,7 +54,7 @@ IMAGES = "jpg, png, webp, gif, bmp, tif, avif and whatever else Pillow reads"
 # What a file without a suffix may be: formats that cannot be mistaken for text.
 PLAIN_FORMATS = [*USUAL, "AVIF", "JPEG2000"]
 
-# Flags that are not taken from a checkpoint, by --resume, --finetune or --sample: they belong to one start of a script.
+# Flags that are not taken from a checkpoint, by --resume, --sample and the like: they belong to one start of a script.
 NOT_FROM_CHECKPOINT = {
     "out",
     "cache",
@@ -74,6 +74,9 @@ NOT_FROM_CHECKPOINT = {
     "reverse",
     "weights",
 }
+
+# Errors that are no fault of the file: no permission, a disk or a network that fails, too many open files.
+NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 def fail(message: str, code: int = 2):
@@ -216,7 +219,7 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
     start.add_argument(
         "--grid",
         action="store_true",
-        help="write OUT/grid.png instead of training: the sample grid of --checkpoint; --seed changes its noise",
+        help="write OUT/grid.png instead of training: the sample grid of --checkpoint once more",
     )
     if latent:
         start.add_argument(
@@ -259,7 +262,7 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     """Parse the flags of a script. Each value comes from the first of these that has it:
 
     1. the command line,
-    2. the checkpoint, with --resume, --finetune or --sample,
+    2. the checkpoint, with --resume, --finetune, --sample or --grid,
     3. the preset, without --path,
     4. the default.
 
@@ -322,6 +325,11 @@ def take_from_checkpoint(parser, args: argparse.Namespace, given: set[str], arch
     moved = "path" in given and saved.get("path") != os.path.abspath(args.path)
     if moved and "labels" in saved and "labels" not in given:
         saved["labels"] = None
+    if moved and saved.get("embeddings") and "embeddings" not in given:
+        parser.error(
+            f"--embeddings {saved['embeddings']} belong to the labels of {saved['path']}: give the --embeddings of "
+            f"those of {args.path}"
+        )
 
     # flags that both know: a checkpoint of an older version may have fewer
     names = saved.keys() & vars(args).keys() - NOT_FROM_CHECKPOINT
@@ -837,10 +845,12 @@ def remove_dead_builds(cache: Path):
 def decode_all(path: Path, names: list[str], make) -> dict:
     """Write all images one after another to `path`; returns the index of the cache, as in read_index."""
 
-    def attempt(name: str) -> tuple[np.ndarray, tuple[int, int], bool] | str:
+    def attempt(name: str) -> tuple[np.ndarray, tuple[int, int], bool] | str | OSError:
         try:
             return make(name)
         except Exception as error:  # damaged files raise anything; they are named with the reason
+            if getattr(error, "errno", None) in NOT_THE_FILE:
+                return error
             return str(error) if type(error) is OSError else type(error).__name__
 
     index = {"names": [], "sizes": [], "dark": 0, "bad": {}}
@@ -852,6 +862,12 @@ def decode_all(path: Path, names: list[str], make) -> dict:
             group = names[start : start + 64]
             for name, result in zip(group, pool.map(attempt, group), strict=True):
                 bar.update()
+                if isinstance(result, OSError):
+                    # not left out, because the cache would keep that after the cause is gone
+                    fail(
+                        f"{name!r} cannot be read ({result.strerror}): mend that, or move the file out of the folder",
+                        code=1,
+                    )
                 if isinstance(result, str):
                     index["bad"][name] = result
                     continue
@@ -1132,7 +1148,7 @@ def write_grid(args: argparse.Namespace, draw_grid):
     if not is_main_process():
         return
     out = Path(args.out)
-    with claim(out, ["grid.png"]):
+    with ends_with(f"{out}/grid.png is not written"), claim(out, ["grid.png"]):
         atomic(out / "grid.png", functools.partial(save_png, draw_grid()))
     print_line(f"{out}/grid.png: the grid of {args.checkpoint}")
 
@@ -1213,6 +1229,7 @@ class Run:
         precision = "bfloat16" if self.args.autocast else "float32"
         print_line(f"device: {self.args.device}, {precision}")
         self.events = SummaryWriter(self.out, purge_step=self.start + 1)
+        self.began = time.monotonic()
         self.bar = tqdm(desc=str(self.out), total=self.args.steps, initial=self.start, unit="step", mininterval=1)
 
     def __exit__(self, kind, error, trace):
@@ -1300,7 +1317,7 @@ class Run:
 
         # counted in images of the data, because a critic takes several batches a step
         since_start = (self.data.position - self.first) * self.args.batch
-        speed = since_start / self.bar.format_dict["elapsed"]
+        speed = since_start / (time.monotonic() - self.began)
         epoch = self.data.position * self.args.batch / len(self.data.rows)
         for name, value in {**row, "images_per_second": speed}.items():
             self.events.add_scalar(name, value, self.step)

@@ -194,8 +194,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     if asked.reverse and not asked.translate:
         parser.error("--reverse needs --translate: name a folder of images to translate from B to A")
 
-    if asked.translate and asked.finetune:
-        parser.error("--translate and --finetune cannot be combined: leave out one of them")
+    if asked.translate and (asked.resume or asked.finetune or asked.sample or asked.grid):
+        parser.error("--translate goes alone: leave out --resume, --finetune, --sample or --grid")
 
     if asked.weights:
         args = asked  # no checkpoint, and no run that could be overwritten

@@ -40,7 +40,11 @@ import faces
 COLORS = {"hair": faces.HAIR, "eyes": faces.EYES}
 # Words that may stand between a color and what has it.
 BETWEEN = ("and", "long", "short", "medium", "curly", "straight", "wavy", "big", "large", "small")
-IMAGE_COLUMNS = ("file_name", "filename", "file", "image", "image_id", "img_path", "path", "name", "id")
+IMAGE_COLUMNS = (
+    *("file_name", "filename", "file", "image", "img"),
+    *("image_name", "image_file", "image_path", "imagepath", "img_name", "img_file", "img_path"),
+    *("file_path", "filepath", "path", "image_id", "img_id", "name", "id"),
+)
 TAG_SEPARATOR = "[,;\t]"  # after the id
 CAPTION_COLUMN = r"(text|captions?|tags|prompt)[ _]?\d*"
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of files that are looked into
@@ -92,7 +96,10 @@ def find_source(args: argparse.Namespace, names: list[str], images: "Images") ->
 def find_file(args: argparse.Namespace, images: "Images") -> str | None:
     """The only label file inside or next to --path, one whose first rows name an image of it; None if there is none."""
     found = []
-    for file in possible_files(Path(args.path).resolve()):
+    # next to a link as well as next to the folder that it leads to
+    folders = dict.fromkeys([Path(os.path.abspath(args.path)), Path(args.path).resolve()])
+    files = {file.resolve(): file for folder in folders for file in possible_files(folder)}
+    for file in sorted(files.values()):
         try:
             text = read_text(file, BEGINNING)
         except (OSError, UnicodeError) as error:
@@ -264,6 +271,7 @@ def read_labels(file: str, images: "Images | None" = None, groups: dict[str, lis
     kind = label_format(lines)
     if kind == "tags":
         source = read_tags(file, lines)
+        refuse_header(source, images)
     elif kind == "table":
         source = from_columns(file, read_table(file, lines), images, groups)
     elif kind == "jsonl":
@@ -299,6 +307,19 @@ def read_tags(file: str, lines: list[str]) -> Source:
         most = [f"{tag} {count:,}" for tag, count in source.unknown.most_common()]
         source.notes.append(f"ignored, because these colors are not known: {common.some_of(most, 9)}")
     return source
+
+
+def refuse_header(source: Source, images: "Images | None"):
+    """End the process if the first line of tags is a header, none of whose names is known."""
+    first, second = [*source.rows, None, None][:2]
+    if not images or not second:
+        return
+    is_word = first.image.isidentifier() and not first.values
+    if is_word and not images.find(first.image) and images.find(second.image):
+        common.fail(
+            f"{source.where}: the header names no column of images: rename {first.image!r} to file_name, or remove the "
+            f"line"
+        )
 
 
 def tags(text: str) -> list[Pair]:
@@ -439,7 +460,7 @@ def read_header(file: str, cells: list[str], images: "Images | None") -> list[st
     if not header[0] and "id" not in header:
         header[0] = "id"
     # otherwise the label of the first image would give its name to a column
-    if images and images.find(header[0]) and not columns_of_images(header):
+    if images and (is_file(header[0]) or images.find(header[0])) and not columns_of_images(header):
         common.fail(f"{file} has no header: write one as its first line, such as image,class or image,caption")
     return header
 
@@ -480,10 +501,11 @@ def refuse_line(file: str, line: int, columns: int):
 # --- what columns mean ---------------------------------------------------------------------------------------------
 
 
-def take_images(table: Table, images: "Images | None", groups: dict[str, list[str]] | None) -> list[str]:
+def take_images(file: str, table: Table, images: "Images | None", groups: dict[str, list[str]] | None) -> list[str]:
     """The image of each row, from the column that names it: by its own name, or else the first one; "" if none does.
 
-    Columns that may name images are removed from the table, because they say nothing of what an image shows.
+    Columns that may name images are removed from the table, because they say nothing of what an image shows. Ends the
+    process if another column holds the names of other images.
     """
     likely = columns_of_images(list(table.columns))
     if not likely:
@@ -492,20 +514,44 @@ def take_images(table: Table, images: "Images | None", groups: dict[str, list[st
         if any(group in (groups or {}) for column in likely for group in (column, *groups_of(column))):
             likely = []
 
-    taken = [table.columns.pop(column) for column in likely]
-    chosen = taken[0] if taken else [()] * len(table.lines)
-    for column in taken:
+    taken = {name: table.columns.pop(name) for name in likely}
+    chosen = likely[0] if likely else ""
+    for name, column in taken.items():
         # of id and name, it may be either
         if images and any(images.find(cell[0]) for cell in column if cell):
-            chosen = column
+            chosen = name
             break
-    return [cell[0] if cell else "" for cell in chosen]
+    found = [cell[0] if cell else "" for cell in taken.get(chosen, [()] * len(table.lines))]
+
+    # the numbers of the rows may be names of images, too
+    for name, column in table.columns.items():
+        if images and names_other_images(column, found, images):
+            common.fail(
+                f"{file}: the column {name!r} names other images than the column {chosen!r}: call the one that is "
+                f"right file_name"
+            )
+    return found
+
+
+def names_other_images(column: list[tuple[str, ...]], chosen: list[str], images: "Images") -> bool:
+    """Whether a column holds files of the folder, and not those of the rows' images `chosen`, which are no files."""
+    for cell, image in zip(column, chosen, strict=True):
+        if len(cell) == 1 and is_file(cell[0]) and not is_file(image):
+            found = images.find(cell[0])
+            if found and found != images.find(image):
+                return True
+    return False
+
+
+def is_file(name: str) -> bool:
+    """Whether a name has the suffix of an image."""
+    return os.path.splitext(name)[1].lower() in common.SUFFIXES
 
 
 def normal_cell(cell: tuple[str, ...]) -> tuple[str, ...]:
     """A cell without empty words and nan, and with 1 in the place of 1.0: pandas writes them so."""
-    spelling = {"1.0": "1", "0.0": "0", "-1.0": "-1"}
-    return tuple(spelling.get(word, word) for word in cell if word.lower() not in ("", "nan", "null"))
+    words = [word for word in cell if word.lower() not in ("", "nan", "null")]
+    return tuple(re.sub(r"^(-?\d+)\.0$", r"\1", word) for word in words)
 
 
 def from_columns(file: str, table: Table, images: "Images | None", groups: dict[str, list[str]] | None) -> Source:
@@ -513,7 +559,7 @@ def from_columns(file: str, table: Table, images: "Images | None", groups: dict[
 
     `groups`, if there are any, are those of the training, which settle what the columns mean.
     """
-    image_of = take_images(table, images, groups)
+    image_of = take_images(file, table, images, groups)
     captions = [name for name in table.columns if is_caption(name)]
     meanings = {}
     for name in table.columns:
@@ -649,15 +695,23 @@ def read_embeddings(file: str, rows: int | None = None) -> torch.Tensor:
 
 
 def read_prompts(file: str) -> list[tuple[str, str]]:
-    """(id, caption) of each line "id,caption"; if what stands before the commas are no ids, the lines are numbered."""
+    """(id, caption) of each line "id,caption"; if what stands before the commas are no ids, the lines are numbered.
+
+    "smile, blue hair" is a caption, "smile,blue hair" has the id smile, and "7, blue hair" the id 7.
+    """
     lines = [line.strip() for line in split_lines(read_whole(file)) if line.strip()]
     if not lines:
         common.fail(f"--prompts {file} holds no prompt: write one in each line")
     parts = [line.partition(",") for line in lines]
     # an id is one word, and no caption stands without one
-    if all(caption.strip() and len(name.split()) == 1 for name, _, caption in parts):
+    if all(caption.strip() and is_id(name, caption) for name, _, caption in parts):
         return [(name.strip(), caption) for name, _, caption in parts]
     return [(str(n), line) for n, line in enumerate(lines, 1)]
+
+
+def is_id(name: str, caption: str) -> bool:
+    """Whether what stands before the first comma of a prompt is an id, and not its first tag."""
+    return len(name.split()) == 1 and (name.strip().isdigit() or not caption[0].isspace())
 
 
 # --- which image -----------------------------------------------------------------------------------------------------
@@ -679,9 +733,9 @@ class Images:
         # the end of --path may stand before a name: images/0.png in --path data/images
         self.prefixes = [""]
         for path in (Path(folder).absolute(), Path(folder).resolve()):
-            self.prefixes.append(f"{path}/")
-            for k in range(1, len(path.parts)):
-                self.prefixes.append("/".join(path.parts[k:]) + "/")
+            parts = clean(path.as_posix()).split("/")  # C:/data/images on Windows
+            for k in range(len(parts)):
+                self.prefixes.append("/".join(parts[k:]) + "/")
 
     def find(self, name: str) -> list[int]:
         """Indices of the images that a name can mean; [] if there is none."""

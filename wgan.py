@@ -106,7 +106,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--seed",
         type=common.between(0, 2**32 - 1),
         default=0,
-        help="seed of the initial weights, the noise and the order of the images; with --sample, of the noise",
+        help="seed of initial weights, noise and order of images; with --sample or --grid, of the noise",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
     group.add_argument(

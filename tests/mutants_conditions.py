@@ -57,7 +57,7 @@ MUTANTS = [
     (A, "copy.deepcopy(G).eval().requires_grad_(False)", "copy.deepcopy(G).eval()", "test_main.py::test_modes_of_the_networks"),
     (A + T, "(common.GRID,))", "(1,)).repeat(common.GRID)", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
     (Q, "draw_codes(common.GRID, args))", "grid_codes(args)[:1].expand(common.GRID, -1))", "test_statistics.py::test_the_average_has_statistics_of_its_own"),
-    (Q, "lambda: G_ema(fixed_z, fixed_c)", "lambda: G_ema.train()(fixed_z, fixed_c)", "test_main.py::test_modes_of_the_networks"),
+    (Q, "return G_ema(fixed_z, fixed_c)", "return G_ema.train()(fixed_z, fixed_c)", "test_main.py::test_modes_of_the_networks"),
     # resuming with other flags
     (T, 'values["param_groups"] = state[name].state_dict()["param_groups"]', "pass", "test_main.py::test_rates_and_betas_of_this_start_win"),
     (Q, '"act", "categories", "codes")', '"act", "categories")', "test_main.py::test_flags_that_change_the_networks_are_refused"),

@@ -210,6 +210,27 @@ def test_folders_without_permission_are_named(tmp_path, capsys, monkeypatch):
     )  # nobody can count what is in it
 
 
+def test_a_file_that_the_machine_cannot_read_is_not_left_out(tmp_path, capsys, monkeypatch):
+    """Catches an image that the cache leaves out for ever, because the disk failed or a permission was missing once."""
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        picture().save(tmp_path / "data" / name)
+    args = data_args(tmp_path / "data", tmp_path / "cache")
+    open_image = common.open_image
+
+    def failing(path, draft=None):
+        if path.name == "b.png":
+            raise error
+        return open_image(path, draft)
+
+    monkeypatch.setattr(common, "open_image", failing)
+    for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")):
+        with refused(capsys, 1, f"'b.png' cannot be read ({error.strerror})"):
+            common.load_images(args)
+    monkeypatch.setattr(common, "open_image", open_image)
+    assert common.load_images(args)[1] == ["a.png", "b.png", "c.png"]
+
+
 # --- a folder of everything ---
 
 IMAGE_FILES = [

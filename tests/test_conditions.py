@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, condition, module, run, same, scores, settings
+from test_training import refused
 
 import common
 
@@ -198,6 +199,10 @@ def test_embeddings_in_the_place_of_words(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         m.main(["--out", str(tmp_path / "run"), "--prompt", "red hair", "--device", "cpu"])
     assert "--embeddings" in capsys.readouterr().err
+    other = ["--path", str(tmp_path), "--out", str(tmp_path / "other")]  # whose labels these vectors do not describe
+    with refused(capsys, 2, "vectors.npy belong to the labels of", "give the --embeddings"):
+        m.parse_args(["--finetune", str(tmp_path / "run/last.pt"), *other])
+    assert m.parse_args(["--finetune", str(tmp_path / "run/last.pt"), *other, "--embeddings", "new.npy"])
     with pytest.raises(SystemExit):
         run("cgan_text2img", folder, tmp_path / "b", "--embeddings", str(tmp_path / "none.npy"))
     assert "none.npy" in capsys.readouterr().err
@@ -230,6 +235,9 @@ def test_prompts(folder, tmp_path, capsys):
         ["sample_2_1.png", "green eyes"],
         ["sample_2_2.png", "green eyes"],
     ]
+    for flag in ("--grid", "--resume"):  # which draw no prompts
+        with refused(capsys, 2, "prompts", flag):
+            files("--prompt", "red hair", flag)
     for content in ("7,red hair\n7,black hair\n", "../7,red hair\n", "7,bluish hair\n", "7\n"):
         (tmp_path / "list.txt").write_text(content)
         with pytest.raises(SystemExit):

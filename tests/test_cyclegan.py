@@ -360,6 +360,9 @@ def test_translation(pair, tmp_path, capsys):
         folder.mkdir(exist_ok=True)
         with refused(capsys, 2, "--translate", str(folder)):
             m.main(["--translate", str(folder), "--checkpoint", str(out / "last.pt"), "--out", str(photos)])
+    for flags in (["--grid"], ["--resume"], ["--sample", "3"], ["--finetune", str(out / "last.pt")]):
+        with refused(capsys, 2, "--translate goes alone"):
+            m.main(["--translate", str(photos), "--out", str(out), *flags])
     with refused(capsys, 2, "--reverse", "--translate"):
         m.main(["--reverse"])
     larger = ["--translate", str(photos), "--out", str(out), "--size", "48"]

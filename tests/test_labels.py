@@ -98,6 +98,11 @@ FORMATS = {
     "an index by pandas": (",hair,eyes\n0.png,aqua,red\n1.png,blue,green\n", HAIR_EYES),
     "an index by pandas beside a name": (",image,hair\n7,0.png,aqua\n9,1.png,blue\n", [("hair", "aqua")]),
     "ids with a point": ("image_id,hair\n0.0,aqua\n1.0,blue\n", [("hair", "aqua")]),
+    "numbers with a point": ("image,class\n0.png,2.0\n1.png,10.0\n", [("class", "2")]),
+    "an index beside a path": (",image_path,hair\n1,0.png,aqua\n0,1.png,blue\n", [("hair", "aqua")]),
+    "an id beside a file": ("id,IMG,hair\n1,0.png,aqua\n0,1.png,blue\n", [("hair", "aqua")]),
+    "another view": ("image,other,hair\n0.png,1.png,aqua\n1.png,0.png,blue\n", [("other", "1.png"), ("hair", "aqua")]),
+    "a description of the first image only": ("0,a girl, alone\n1,aqua hair\n", ["a girl, alone"]),
     "JSON with empty words": ('{"image": "0.png", "hair": ""}\n{"image": "1.png", "hair": "red"}\n', []),
     "id and name": ("id,name,hair\n0,first,aqua\n1,second,blue\n", [("hair", "aqua")]),
     "commas without spaces": ("0,1girl,aqua hair,red eyes;smile\n1,blue hair\n", HAIR_EYES),
@@ -192,6 +197,10 @@ BROKEN = {
     '{"file_name": "0.png", "text": "a"}\n["1.png"]\n': "line 2",
     "0.png,cat\n1.png,dog\n": "no header",
     "0,cat\n1,dog\n": "no header",
+    "9.png,cat\n0.png,dog\n": "no header",
+    "picture,looks,smile\n0.png,red hair,yes\n": "rename 'picture' to file_name",
+    ",where,hair\n0,1.png,aqua\n1,0.png,blue\n": "the column 'where' names other images than the column 'id'",
+    "id,where,hair\n7,1.png,aqua\n8,0.png,blue\n": "call the one that is right file_name",
     "image,hair,hair\n0.png,red,blue\n": "two columns",
 }
 
@@ -352,6 +361,26 @@ def test_label_files_next_to_a_folder_that_is_named_otherwise(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "data/images")
     for path in (".", str(tmp_path / "link"), "../images"):
         assert labels.find_file(args(path), IMAGES) == str((tmp_path / "data/tags.csv").resolve())
+    (tmp_path / "data/tags.csv").rename(tmp_path / "beside.csv")  # beside the link, not beside what it leads to
+    assert labels.find_file(args(tmp_path / "link"), IMAGES) == str(tmp_path / "beside.csv")
+
+
+def test_paths_in_a_folder_with_an_accent(tmp_path):
+    """Catches full paths that match nothing, because the folder's name has two characters for a letter, as on a Mac."""
+    folder = tmp_path / unicodedata.normalize("NFD", "Bücher")
+    folder.mkdir()
+    found = labels.Images(["0.png", "1.png"], str(folder))
+    for form in ("NFC", "NFD"):
+        assert found.find(unicodedata.normalize(form, f"{folder}/1.png")) == [1]
+        assert found.find(unicodedata.normalize(form, "Bücher/1.png")) == [1]
+
+
+def test_ids_of_prompts(tmp_path):
+    """Catches the first tag of each line taken for its id, which is drawn by nobody."""
+    file = tmp_path / "list.txt"
+    for content, ids in (("smile, red hair\nhat, blue eyes", "12"), ("7, red hair\n9, hat", "79"), ("a,hat", "a")):
+        file.write_text(content)
+        assert [name for name, _ in labels.read_prompts(str(file))] == list(ids), content
 
 
 def test_folders_are_classes(tmp_path, capsys):
