@@ -327,8 +327,8 @@ def take_from_checkpoint(parser, args: argparse.Namespace, given: set[str], arch
         saved["labels"] = None
     if moved and saved.get("embeddings") and "embeddings" not in given:
         parser.error(
-            f"--embeddings {saved['embeddings']} belong to the labels of {saved['path']}: give the --embeddings of "
-            f"those of {args.path}"
+            f"--embeddings {saved['embeddings']} belong to the labels of {saved['path']}: with another --path, give "
+            f"the --embeddings of its labels"
         )
 
     # flags that both know: a checkpoint of an older version may have fewer

@@ -93,7 +93,7 @@ MUTANTS = [
     ("common", 'smaller = max if args.fit == "pad" else min', "smaller = min", "test_common.py::test_enlarged_images_are_counted"),
     ("common", "        print_left_out(left_out)\n        fail(", "        fail(", "test_common.py::test_what_is_there_is_said_before_a_start_is_refused"),
     ("common", "    if is_main_process():\n        print(text", "    if True:\n        print(text", "test_common.py::test_the_number_of_images_is_printed_at_every_start"),
-    ("common", "                bar.update()\n                if isinstance(result, str):", "                if not isinstance(result, str):\n                    bar.update()\n                else:", "test_common.py::test_the_bar_counts_files_one_by_one"),
+    ("common", "                bar.update()\n                if isinstance(result, OSError):", "                if not isinstance(result, str):\n                    bar.update()\n                if isinstance(result, OSError):", "test_common.py::test_the_bar_counts_files_one_by_one"),
     ("common", "elif os.path.isfile(path):", "elif False:", "test_common.py::test_an_archive_as_path_says_how_to_unpack_it"),
     ("common", "args.found[args.path or where] = describe_images(", "args.found[where] = describe_images(", "test_main.py::test_what_was_found_is_kept_with_the_run"),
     ("common", "        path.encode()\n", '        path.encode(errors="surrogateescape")\n', "test_cli.py::test_names_that_are_not_utf_8_are_refused"),

@@ -200,7 +200,7 @@ def test_embeddings_in_the_place_of_words(folder, tmp_path, capsys):
         m.main(["--out", str(tmp_path / "run"), "--prompt", "red hair", "--device", "cpu"])
     assert "--embeddings" in capsys.readouterr().err
     other = ["--path", str(tmp_path), "--out", str(tmp_path / "other")]  # whose labels these vectors do not describe
-    with refused(capsys, 2, "vectors.npy belong to the labels of", "give the --embeddings"):
+    with refused(capsys, 2, "vectors.npy belong to the labels of", "with another --path"):
         m.parse_args(["--finetune", str(tmp_path / "run/last.pt"), *other])
     assert m.parse_args(["--finetune", str(tmp_path / "run/last.pt"), *other, "--embeddings", "new.npy"])
     with pytest.raises(SystemExit):

@@ -257,9 +257,8 @@ def test_each_flag_comes_from_where_it_should(any_script, tmp_path, monkeypatch)
     assert (found.out, found.checkpoint) == (f"runs/{any_script}", f"runs/{any_script}/last.pt")
     (tmp_path / "runs" / any_script).rename(out)
     # by hand, every flag wins that does not change the networks
-    found = m.parse_args(
-        ["--out", str(out), "--resume", "--steps", "77", "--lr-g", "0.125", "--path", "moved", "--keep", "5"]
-    )
+    moved = ["--path", "moved", *(["--embeddings", "moved.npy"] if "embeddings" in stored else [])]
+    found = m.parse_args(["--out", str(out), "--resume", "--steps", "77", "--lr-g", "0.125", "--keep", "5", *moved])
     assert (found.steps, found.lr_g, found.path, found.keep) == (77, 0.125, os.path.abspath("moved"), 5)
     found = m.parse_args(["--out", str(out), "--resume", "--cache", "there", "--device", "cpu"])
     assert (found.cache, found.device) == ("there", "cpu")
