@@ -91,7 +91,7 @@ MUTANTS = [
     ("cgan_text2img", 'unicodedata.name(character, "").startswith("CJK UNIFIED")', "False", "test_sources.py::test_words_of_all_languages", "cgan_text2img"),
     ("cgan_text2img", 'unicodedata.normalize("NFC", caption.lower())', "caption.lower()", "test_sources.py::test_words_of_all_languages", "cgan_text2img"),
     ("cgan_text2img", "split([len(several) for several in captions])", "split([len(several) for several in captions[::-1]])", "test_sources.py::test_all_captions_of_an_image_are_encoded", "cgan_text2img"),
-    ("labels", "len(name.split()) == 1 for name", "True for name", "test_sources.py::test_prompt_files", "cgan_text2img"),
+    ("labels", "return len(name.split()) == 1 and", "return", "test_sources.py::test_prompt_files", "cgan_text2img"),
     ("common", "    if foreign:\n", "    if False:\n", "test_cyclegan.py::test_files_of_the_user_are_not_overwritten", "cyclegan"),
     ("cyclegan", "        if files[name] != name and files[name] in names:", "        if False:", "test_outputs.py::test_two_images_that_would_become_one_file", "cyclegan"),
     ("cyclegan", 'if args.fit == "crop":', "if True:", "test_cyclegan.py::test_translation_follows_the_fit_of_the_training", "cyclegan"),
