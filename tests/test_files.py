@@ -289,7 +289,7 @@ def test_a_missing_tensorboard_is_said_before_decoding(any_script, images, tmp_p
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find_spec(name, *rest)
     )
     decoded = count_decoding(monkeypatch)
-    new = ["--path", str(images), "--out", str(tmp_path / "new"), "--cache", str(tmp_path / "cache")]
+    new = ["--path", str(images), "--out", str(tmp_path / "new"), "--cache", str(tmp_path / "cache"), "--steps", "1"]
     for flags in (new, ["--resume", "--out", str(tmp_path / "old"), "--steps", "2"]):
         with refused(capsys, 2, "tensorboard is not installed", "pip install -r requirements.txt"):
             module(any_script).main([*tiny(any_script), *flags])

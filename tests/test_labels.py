@@ -378,7 +378,8 @@ def test_paths_in_a_folder_with_an_accent(tmp_path):
 def test_ids_of_prompts(tmp_path):
     """Catches the first tag of each line taken for its id, which is drawn by nobody."""
     file = tmp_path / "list.txt"
-    for content, ids in (("smile, red hair\nhat, blue eyes", "12"), ("7, red hair\n9, hat", "79"), ("a,hat", "a")):
+    numbered = ("smile, red hair\nhat, blue eyes", "long hair,smile\nhat,smile")
+    for content, ids in (*((text, "12") for text in numbered), ("7, red hair\n9, hat", "79"), ("a,hat", "a")):
         file.write_text(content)
         assert [name for name, _ in labels.read_prompts(str(file))] == list(ids), content
 
