@@ -311,11 +311,11 @@ def read_tags(file: str, lines: list[str]) -> Source:
 
 def refuse_header(source: Source, images: "Images | None"):
     """End the process if the first line of tags is a header, none of whose names is known."""
-    first, second = [*source.rows, None, None][:2]
-    if not images or not second:
+    if not images or len(source.rows) < 2:
         return
-    is_word = first.image.isidentifier() and not first.values
-    if is_word and not images.find(first.image) and images.find(second.image):
+    first = source.rows[0]
+    is_word = first.image.replace("_", "").isalpha() and not first.values
+    if is_word and not images.find(first.image) and all(images.find(row.image) for row in source.rows[1:20]):
         common.fail(
             f"{source.where}: the header names no column of images: rename {first.image!r} to file_name, or remove the "
             f"line"
@@ -523,9 +523,10 @@ def take_images(file: str, table: Table, images: "Images | None", groups: dict[s
             break
     found = [cell[0] if cell else "" for cell in taken.get(chosen, [()] * len(table.lines))]
 
-    # the numbers of the rows may be names of images, too
+    # the numbers of the rows may be names of images, too; file_name leaves no doubt
     for name, column in table.columns.items():
-        if images and names_other_images(column, found, images):
+        is_doubtful = images and chosen.lower() != IMAGE_COLUMNS[0] and not is_caption(name)
+        if is_doubtful and names_other_images(column, found, images):
             common.fail(
                 f"{file}: the column {name!r} names other images than the column {chosen!r}: call the one that is "
                 f"right file_name"
@@ -550,8 +551,13 @@ def is_file(name: str) -> bool:
 
 def normal_cell(cell: tuple[str, ...]) -> tuple[str, ...]:
     """A cell without empty words and nan, and with 1 in the place of 1.0: pandas writes them so."""
-    words = [word for word in cell if word.lower() not in ("", "nan", "null")]
-    return tuple(re.sub(r"^(-?\d+)\.0$", r"\1", word) for word in words)
+    spelling = {"1.0": "1", "0.0": "0", "-1.0": "-1"}
+    return tuple(spelling.get(word, word) for word in cell if word.lower() not in ("", "nan", "null"))
+
+
+def without_point(word: str) -> str:
+    """ "7.0" -> "7": pandas writes whole numbers so where a column has a gap."""
+    return re.sub(r"^(-?\d+)\.0$", r"\1", word)
 
 
 def from_columns(file: str, table: Table, images: "Images | None", groups: dict[str, list[str]] | None) -> Source:
@@ -605,6 +611,8 @@ def own_group(
         for word in cell:
             if is_yes_no:
                 word = "no" if word.lower() in NO else "yes"
+            elif word not in known:
+                word = without_point(word)
             meaning[cell].append((name, word))
     return meaning
 
@@ -740,11 +748,12 @@ class Images:
     def find(self, name: str) -> list[int]:
         """Indices of the images that a name can mean; [] if there is none."""
         name = clean(name).replace("\\", "/").removeprefix("./")
-        for prefix in self.prefixes:
-            if name.startswith(prefix):
-                for table in self.tables:
-                    if name.removeprefix(prefix) in table:
-                        return table[name.removeprefix(prefix)]
+        for spelling in dict.fromkeys([name, without_point(name)]):
+            for prefix in self.prefixes:
+                if spelling.startswith(prefix):
+                    for table in self.tables:
+                        if spelling.removeprefix(prefix) in table:
+                            return table[spelling.removeprefix(prefix)]
         return []
 
 

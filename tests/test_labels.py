@@ -98,6 +98,8 @@ FORMATS = {
     "an index by pandas": (",hair,eyes\n0.png,aqua,red\n1.png,blue,green\n", HAIR_EYES),
     "an index by pandas beside a name": (",image,hair\n7,0.png,aqua\n9,1.png,blue\n", [("hair", "aqua")]),
     "ids with a point": ("image_id,hair\n0.0,aqua\n1.0,blue\n", [("hair", "aqua")]),
+    "file_name leaves no doubt": ("file_name,nearest,hair\n0,1.png,aqua\n1,0.png,blue\n", [("nearest", "1.png"), ("hair", "aqua")]),
+    "captions that are names": ("id,caption\n0,1.png\n1,0.png\n", ["1.png"]),
     "numbers with a point": ("image,class\n0.png,2.0\n1.png,10.0\n", [("class", "2")]),
     "an index beside a path": (",image_path,hair\n1,0.png,aqua\n0,1.png,blue\n", [("hair", "aqua")]),
     "an id beside a file": ("id,IMG,hair\n1,0.png,aqua\n0,1.png,blue\n", [("hair", "aqua")]),
@@ -163,6 +165,12 @@ def test_columns_of_minus_1_and_1_are_each_a_group(tmp_path):
     rows = read(tmp_path, f"2\n{names}\n0.png 1 1 -1 -1 1 -1\n1.png -1 -1 1 1 -1 1\n")
     values = ["yes", "yes", "no", "no", "yes", "no"]
     assert rows[0] == ("0.png", list(zip(names.split(), values, strict=True)))
+
+
+def test_a_first_row_of_a_missing_image(tmp_path):
+    """Catches a row taken for a header, because its image is not in the folder and has no color."""
+    rows = read(tmp_path, "girl,smile, long hair\n0,aqua hair red eyes\n7,hat\n1,blue hair\n")
+    assert rows[0] == ("girl", ["smile, long hair"]) and len(rows) == 4
 
 
 def test_test_lists(tmp_path):
@@ -339,6 +347,12 @@ AMBIGUOUS = {
     "two suffixes": ("0,cat", ["0.jpg", "0.png"], ("'0'", "'0.jpg'", "'0.png'")),
     "two suffixes in a folder": ("a/0,cat", ["a/0.jpg", "a/0.png"], ("'a/0'", "'a/0.jpg'", "'a/0.png'")),
 }
+
+
+def test_numbers_with_a_point_name_images():
+    """Catches 12.0 that finds no 12.png, and one that finds it where there is a 12.0.png."""
+    assert labels.Images(["12.png"], ".").find("12.0") == [0]
+    assert labels.Images(["12.png", "12.0.png"], ".").find("12.0") == [1]
 
 
 @pytest.mark.parametrize("case", AMBIGUOUS)
