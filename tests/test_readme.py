@@ -9,7 +9,7 @@ import statistics
 
 import pytest
 from conftest import ALL, ROOT
-from test_siblings import changed, source
+from test_siblings import changed, code_lines, source
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = sorted([*ROOT.glob("assets/*.md"), *ROOT.glob("docs/*.md")])
@@ -99,6 +99,18 @@ def test_the_page_of_the_anime_faces_agrees_with_its_scores(row):
     cells = line.strip("| ").split(" | ")[1:]
     assert cells[:2] == [f"{int(row['steps']):,}", f"{float(row['cpu_seconds']) / 60:.0f}"]
     assert cells[2:] == [f"{float(row[score]):.2f}" for score in ("FD", "precision", "recall", "diversity", "nearest")]
+
+
+def test_code_lines_on_the_pages():
+    """Catches a comparison with other projects that counts an older, shorter version of ours."""
+    count = {script: len(code_lines(source(script))) for script in [*ALL, "common"]}
+    for script in ("dcgan", "wgan_gp", "acgan"):
+        (line,) = [line for line in README.splitlines() if line.startswith(f"| `{script}.py` |")]
+        assert f"| {count[script]} + common.py" in line
+    page = (ROOT / "assets/anime.md").read_text(encoding="utf-8")
+    assert f"ours: {count['dcgan']}, and {count['common']} in `common.py`" in " ".join(page.split())
+    least, *_, most = sorted(count[script] for script in ALL)
+    assert f"| {least} to {most}, and `common.py` {count['common']} |" in page
 
 
 def test_requirements_are_few():
