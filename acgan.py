@@ -121,7 +121,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--seed",
         type=common.between(0, 2**32 - 1),
         default=0,
-        help="seed of initial weights, noise and order of images; with --sample, of noise and labels; --grid: of noise",
+        help="seed of weights, noise and order of images; --sample: of noise and labels; --grid: of noise",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, mps, ...; auto takes a GPU if there is one")
     group.add_argument(

@@ -195,7 +195,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("--reverse needs --translate: name a folder of images to translate from B to A")
 
     if asked.translate and (asked.resume or asked.finetune or asked.sample or asked.grid):
-        parser.error("--translate goes alone: leave out --resume, --finetune, --sample or --grid")
+        parser.error("--translate cannot be combined with --resume, --finetune, --sample or --grid: leave them out")
 
     if asked.weights:
         args = asked  # no checkpoint, and no run that could be overwritten

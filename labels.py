@@ -528,8 +528,8 @@ def take_images(file: str, table: Table, images: "Images | None", groups: dict[s
         is_doubtful = images and chosen.lower() != IMAGE_COLUMNS[0] and not is_caption(name)
         if is_doubtful and names_other_images(column, found, images):
             common.fail(
-                f"{file}: the column {name!r} names other images than the column {chosen!r}: call the one that is "
-                f"right file_name"
+                f"{file}: the column {name!r} names other images than the column {chosen!r}: rename the right one "
+                f"to file_name"
             )
     return found
 
@@ -748,12 +748,12 @@ class Images:
     def find(self, name: str) -> list[int]:
         """Indices of the images that a name can mean; [] if there is none."""
         name = clean(name).replace("\\", "/").removeprefix("./")
-        for spelling in dict.fromkeys([name, without_point(name)]):
-            for prefix in self.prefixes:
-                if spelling.startswith(prefix):
-                    for table in self.tables:
-                        if spelling.removeprefix(prefix) in table:
-                            return table[spelling.removeprefix(prefix)]
+        spellings = dict.fromkeys([name, without_point(name)])
+        paths = [each.removeprefix(prefix) for each in spellings for prefix in self.prefixes if each.startswith(prefix)]
+        for path in paths:
+            for table in self.tables:
+                if path in table:
+                    return table[path]
         return []
 
 

@@ -314,7 +314,7 @@ def annealed(first: float, last: float, i: int, args) -> float:
 
 
 def train_step(G, D, opt_G, opt_D, data, args, gamma: float) -> dict[str, Tensor]:
-    """One update of D, and one of G; `gamma` is 0 in a step without penalties, and else --penalty-every times more."""
+    """One update of D and one of G; `gamma` weighs R1 and R2 in this step, and is 0 in a step without them."""
     # (1) D: minimize E softplus(-(D(x) - D(y))) + gamma/2 (E |grad_x D(x)|^2 + E |grad_y D(y)|^2), y = G(z)
     D.requires_grad_(True)
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]

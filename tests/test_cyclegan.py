@@ -361,7 +361,7 @@ def test_translation(pair, tmp_path, capsys):
         with refused(capsys, 2, "--translate", str(folder)):
             m.main(["--translate", str(folder), "--checkpoint", str(out / "last.pt"), "--out", str(photos)])
     for flags in (["--grid"], ["--resume"], ["--sample", "3"], ["--finetune", str(out / "last.pt")]):
-        with refused(capsys, 2, "--translate goes alone"):
+        with refused(capsys, 2, "--translate cannot be combined"):
             m.main(["--translate", str(photos), "--out", str(out), *flags])
     with refused(capsys, 2, "--reverse", "--translate"):
         m.main(["--reverse"])

@@ -208,7 +208,7 @@ BROKEN = {
     "9.png,cat\n0.png,dog\n": "no header",
     "picture,looks,smile\n0.png,red hair,yes\n": "rename 'picture' to file_name",
     ",where,hair\n0,1.png,aqua\n1,0.png,blue\n": "the column 'where' names other images than the column 'id'",
-    "id,where,hair\n7,1.png,aqua\n8,0.png,blue\n": "call the one that is right file_name",
+    "id,where,hair\n7,1.png,aqua\n8,0.png,blue\n": "rename the right one to file_name",
     "image,hair,hair\n0.png,red,blue\n": "two columns",
 }
 
