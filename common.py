@@ -865,7 +865,7 @@ def decode_all(path: Path, names: list[str], make) -> dict:
                 if isinstance(result, OSError):
                     # not left out, because the cache would keep that after the cause is gone
                     fail(
-                        f"{name!r} cannot be read ({result.strerror}): fix the cause, or move it out of the folder",
+                        f"{name!r} cannot be read ({result.strerror}): fix the cause, or move the file away",
                         code=1,
                     )
                 if isinstance(result, str):
