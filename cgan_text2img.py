@@ -3,10 +3,10 @@
     max_D  E log s(D(x, t)) + (E log(1 - s(D(x, t_wrong))) + E log(1 - s(D(G(z, t), t)))) / 2
     max_G  E log s(D(G(z, t), t))                                                              with s the sigmoid
 
-What is specific to this file: images have captions t. G gets an encoding of t next to z, and D gets one next to its
-smallest feature maps. D learns from three kinds of pairs (Algorithm 1): a real image with its caption is right; a real
-image with another caption is wrong, and so is a generated image with the caption it was made for. So D learns to read
-captions, and G to follow them.
+What is specific to this file: images have captions t. G gets an encoding of t in addition to z, and D gets one beside
+its smallest feature maps. D learns from three kinds of pairs (Algorithm 1): a real image with its caption is right; a
+real image with another caption is wrong, and so is a generated image with the caption it was made for. So D learns to
+read captions, and G to follow them.
 
 Differs from the paper: the text encoder is not pretrained but learns together with the networks, one encoder in G and
 one in D. It takes the mean of learned vectors, one for each word and each pair of neighboring words of the caption,
@@ -131,7 +131,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -170,7 +170,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def widths(args) -> list[int]:
-    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest (4 x 4 to 7 x 7, by --size).
 
     They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
     """
@@ -244,7 +244,7 @@ class Generator(nn.Module):
         act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
         self.text = text_encoder(args)
 
-        # (N, z_dim + ENCODED, 1, 1) -> (N, 8w, 4, 4)
+        # (N, z_dim + ENCODED, 1, 1) -> (N, w[0], base, base)
         layers = [nn.ConvTranspose2d(args.z_dim + ENCODED, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
         # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
         for c_in, c_out in itertools.pairwise(w):
@@ -274,10 +274,10 @@ class Discriminator(nn.Module):
         self.net = nn.Sequential(*layers)
         self.text = text_encoder(args)
 
-        # (N, 8w + ENCODED, 4, 4) -> (N, 8w, 4, 4)
+        # (N, w[-1] + ENCODED, base, base) -> (N, w[-1], base, base)
         layers = [nn.Conv2d(w[-1] + ENCODED, w[-1], 1, bias=False), nn.BatchNorm2d(w[-1]), nn.LeakyReLU(0.2)]
         self.both = nn.Sequential(*layers)
-        # (N, 8w, 4, 4) -> (N, 1, 1, 1)
+        # (N, w[-1], base, base) -> (N, 1, 1, 1)
         self.score = nn.Conv2d(w[-1], 1, base)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -356,7 +356,7 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     t = choose(t)  # (N, L)
     other, mask = derange(t)
     with autocast(args):
-        x_fake = G(noise(len(x_real), args), t)  # with its graph: (2) uses it again
+        x_fake = G(noise(len(x_real), args), t)  # with gradients for G: (2) backpropagates through it
         # a pass for each kind of pair, so that BatchNorm normalizes them separately
         real = D(x_real, t)
         fake = D(x_fake.detach(), t)
@@ -391,7 +391,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -406,8 +406,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -433,7 +434,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 def measure_statistics(G_ema: nn.Module, draw):
     """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
 
-    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    update_ema() copies the statistics of G, but with the averaged weights, feature maps have other means and variances.
     """
     for module in G_ema.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -502,18 +503,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -740,7 +741,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 measure_statistics(G_ema, draw)
                 run.save(state)
 

@@ -148,7 +148,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=200_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=200_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch",
@@ -359,7 +359,7 @@ class Pool:
         return torch.stack(shown).chunk(world)[rank]
 
 
-def cut(x: Tensor, size: int) -> Tensor:
+def random_crop(x: Tensor, size: int) -> Tensor:
     """(N, C, L, L) -> (N, C, size, size): a random crop of each image."""
     corners = torch.randint(x.shape[2] - size + 1, (len(x), 2)).tolist()
     crops = []
@@ -368,7 +368,7 @@ def cut(x: Tensor, size: int) -> Tensor:
     return torch.stack(crops)
 
 
-def rate(step: int, args) -> float:
+def lr_factor(step: int, args) -> float:
     """Factor of the learning rates: 1 for --constant steps, then linearly to 0 over --decay steps."""
     decayed = max(0, step - args.constant) / args.decay
     return 1 - min(1.0, decayed)
@@ -376,8 +376,9 @@ def rate(step: int, args) -> float:
 
 def train_step(G, D, opt_G, opt_D, data, pools, args) -> dict[str, Tensor]:
     """One update of both generators, then one of both discriminators on images of the pools; `data` is A's and B's."""
-    # (1) G: minimize E (D_B(G_AB(a)) - 1)^2 + cycle E |G_BA(G_AB(a)) - a| + cycle identity E |G_AB(b) - b|, and back
-    a, b = (cut(next(batches), args.size) for batches in data)
+    # (1) G: minimize E (D_B(G_AB(a)) - 1)^2 + cycle * (E |G_BA(G_AB(a)) - a| + identity * E |G_AB(b) - b|),
+    # and the same with A and B swapped
+    a, b = (random_crop(next(batches), args.size) for batches in data)
     G_AB, G_BA, D_A, D_B = G["AB"], G["BA"], D["A"], D["B"]
     D.requires_grad_(False)  # no gradients for weights that are not updated
     with autocast(args):
@@ -392,11 +393,11 @@ def train_step(G, D, opt_G, opt_D, data, pools, args) -> dict[str, Tensor]:
 
     # (2) D: minimize (E (D_B(b) - 1)^2 + E D_B(G_AB(a))^2) / 2, and the same for D_A
     D.requires_grad_(True)
-    old_a = pools["A"].query(fake_a)  # without graph
-    old_b = pools["B"].query(fake_b)
+    pooled_a = pools["A"].query(fake_a)  # new or older images, without gradients for G
+    pooled_b = pools["B"].query(fake_b)
     with autocast(args):
-        scores_a = D_A(torch.cat([a, old_a]))
-        scores_b = D_B(torch.cat([b, old_b]))
+        scores_a = D_A(torch.cat([a, pooled_a]))
+        scores_b = D_B(torch.cat([b, pooled_b]))
         loss_D = d_loss(*scores_a.chunk(2), args.gan_mode) + d_loss(*scores_b.chunk(2), args.gan_mode)
     step(opt_D, loss_D)
     metrics = {"loss_D": loss_D, "loss_G": loss_G, "adversarial": adversarial, "cycle": cycle, "identity": identity}
@@ -409,7 +410,7 @@ def train_step(G, D, opt_G, opt_D, data, pools, args) -> dict[str, Tensor]:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -424,8 +425,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -503,18 +505,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -551,8 +553,8 @@ def domain(args, side: str, rank: int, world: int) -> tuple[common.Batches, Tens
     if args.path is None:
         hair = {"A": "black", "B": "blonde"}[side]
         rows = np.array([i for i, name in enumerate(names) if common.face_attributes(name)["hair"] == hair])
-    look = grid_images(args, side, images, rows)
-    return common.Batches(images, mine, rank, world, rows), look
+    fixed = grid_images(args, side, images, rows)
+    return common.Batches(images, mine, rank, world, rows), fixed
 
 
 def grid_images(args, side: str, images: np.ndarray, rows: np.ndarray) -> Tensor:
@@ -564,12 +566,12 @@ def grid_images(args, side: str, images: np.ndarray, rows: np.ndarray) -> Tensor
         if not names:
             common.print_left_out(left_out)
     if names:
-        look, _ = common.load_images(argparse.Namespace(**vars(args) | {"path": test, "batch": 1}))
+        chosen, _ = common.load_images(argparse.Namespace(**vars(args) | {"path": test, "batch": 1}))
     else:
         edge = (images.shape[2] - args.size) // 2
-        look = images[rows[:8], :, edge : edge + args.size, edge : edge + args.size]
-    eight = np.arange(8) % len(look)
-    return common.normalize(torch.from_numpy(look[eight])).to(args.device)
+        chosen = images[rows[:8], :, edge : edge + args.size, edge : edge + args.size]
+    eight = np.arange(8) % len(chosen)
+    return common.normalize(torch.from_numpy(chosen[eight])).to(args.device)
 
 
 def grid(G_ema: nn.ModuleDict, a: Tensor, b: Tensor) -> Tensor:
@@ -584,7 +586,7 @@ def sample(G_ema: nn.ModuleDict, data_A: common.Batches, args):
     saved = common.read_checkpoint(args.checkpoint, args.script)
     G_ema.load_state_dict(saved["state"]["G_ema"])
     torch.manual_seed(args.seed)
-    common.write_samples(args, lambda: G_ema["AB"](cut(next(data_A), args.size)))
+    common.write_samples(args, lambda: G_ema["AB"](random_crop(next(data_A), args.size)))
 
 
 @torch.no_grad()
@@ -622,7 +624,7 @@ def authors_generator(args) -> Generator:
         G.load_state_dict(weights)
     except Exception as error:  # whatever the file holds instead, the user needs the same sentence
         common.fail(
-            f"--weights {args.weights} holds no generator of pytorch-CycleGAN-and-pix2pix ({type(error).__name__}):  "
+            f"--weights {args.weights} holds no generator of pytorch-CycleGAN-and-pix2pix ({type(error).__name__}): "
             f"choose a file such as latest_net_G.pth"
         )
     return G
@@ -708,8 +710,8 @@ def main(argv=None) -> dict:
         return {}
     torch.manual_seed(args.seed)  # the same initial weights on all ranks
     G, D, G_ema = build(args)
-    data_A, look_A = domain(args, "A", rank, world)
-    data_B, look_B = domain(args, "B", rank, world)
+    data_A, fixed_A = domain(args, "A", rank, world)
+    data_B, fixed_B = domain(args, "B", rank, world)
     if args.sample:
         sample(G_ema, data_A, args)
         return {"G_ema": G_ema}
@@ -722,7 +724,7 @@ def main(argv=None) -> dict:
     start = resume(state, args) if args.checkpoint else 0
 
     def draw_grid() -> Tensor:
-        return grid(G_ema, look_A, look_B)
+        return grid(G_ema, fixed_A, fixed_B)
 
     if args.grid:
         common.write_grid(args, draw_grid)
@@ -731,10 +733,10 @@ def main(argv=None) -> dict:
     with common.Run(args, data_A, start, draw_grid, rank, diversity=False) as run:
         run.save(state)  # the start: an --out that cannot be written to is noticed now
         for i in run.steps():
-            # A seed for each step and rank, so that a resumed run draws the same noise. They are hashed, because
-            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
+            # A seed for each step and rank, so that a resumed run draws the same crops. They are hashed, because
+            # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the crops of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
-            factor = rate(i, args)
+            factor = lr_factor(i, args)
             opt_G.param_groups[0]["lr"] = args.lr_g * factor
             opt_D.param_groups[0]["lr"] = args.lr_d * factor
             metrics = train_step(G, D, opt_G, opt_D, (data_A, data_B), pools, args)
@@ -743,7 +745,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
 
     if world > 1:

@@ -4,7 +4,7 @@
 
     min_{G, Q} max_D  V(D, G) - lambda L_I        L_I = E log Q(c | G(z, c)) + H(c) <= I(c; G(z, c))
 
-What is specific to this file: Next to z, G gets a code c: a category and numbers in [-1, 1]. Q, a second last layer on
+What is specific to this file: in addition to z, G gets a code c: a category and numbers in [-1, 1]. Q, a second head on
 the feature maps of D, must recover the code from the image. So the code can come to stand for what is easy to see in
 images, although nobody labeled them.
 
@@ -12,14 +12,16 @@ Q(c | x) is a softmax for the category and a Gaussian of standard deviation 1 fo
 and half the squared error. L_I is in D's step and in G's step, as in the authors' code: the weights of Q belong to D's
 optimizer.
 
-Differs from the paper: z is normal (paper: uniform), which keeps G from showing little but the code, and D has spectral
-normalization, as in sngan.py (paper: BatchNorm). So has Q, with which the category became visible on anime faces.
-Learning rates and Adam's betas are those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and 0.999),
-training on anime faces collapsed. The preset is near the authors' (all measured: README, Experiments). G learns with
-the non-saturating loss (or --adv lsgan). Q is one linear layer. The networks are DCGAN's otherwise. lambda is 0.1 for
-the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10 for ten digits). The standard
-deviation is not learned (as in the authors' code for digits). G learns on the noise and codes that D has seen (authors:
-new ones). Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+Differs from the paper: z is normal (paper: uniform, with which G showed little but the code). D has spectral
+normalization, as in sngan.py (paper: BatchNorm), and so has Q: only then did the category become visible on anime
+faces. Learning rates and Adam's betas are also those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and
+0.999), training on anime faces collapsed. The preset is close to the authors' values (all measured: README,
+Experiments).
+
+G learns with the non-saturating loss (or --adv lsgan), from the noise and codes that D has just seen (authors: new
+ones). Q is one linear layer, and the standard deviation is not learned (as in the authors' code for digits). lambda is
+0.1 for the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10, for ten digits). Otherwise,
+the networks are DCGAN's. Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python infogan.py                                               # built-in faces, a few minutes on a CPU
     python infogan.py --path data/anime --size 64 --out runs/anime  # any folder of images, no labels
@@ -128,7 +130,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -152,7 +154,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def widths(args) -> list[int]:
-    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest (4 x 4 to 7 x 7, by --size).
 
     They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
     """
@@ -201,7 +203,7 @@ class Generator(nn.Module):
         act = nn.ReLU() if args.act == "relu" else nn.LeakyReLU(0.2)
         c_dim = args.categories + args.codes
 
-        # (N, z_dim + c_dim, 1, 1) -> (N, 8w, 4, 4)
+        # (N, z_dim + c_dim, 1, 1) -> (N, w[0], base, base)
         layers = [nn.ConvTranspose2d(args.z_dim + c_dim, w[0], base, bias=False), nn.BatchNorm2d(w[0]), act]
         # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S/2, S/2); kernel 4, stride 2, padding 1
         for c_in, c_out in itertools.pairwise(w):
@@ -225,9 +227,9 @@ class SNConv2d(nn.Conv2d):
 
 
 def conv(*shape) -> nn.Module:
-    """A convolution with spectral norm.
+    """A convolution with spectral normalization.
 
-    Initialized before it is wrapped: from then on, each forward pass computes `weight` anew from the original weight.
+    Initialized before it is wrapped: afterward, `weight` is computed at each access, and initializing it has no effect.
     """
     return spectral_norm(SNConv2d(*shape).apply(init_weights))
 
@@ -290,10 +292,10 @@ def info_loss(q: Tensor, c: Tensor, args) -> tuple[Tensor, Tensor, Tensor]:
     """
     k = args.categories
     category = cross_entropy(q[:, :k], c[:, :k])
-    numbers = (q[:, k:] - c[:, k:]).square().mean()
+    continuous = (q[:, k:] - c[:, k:]).square().mean()
     # -log of the Gaussians is half the sum of the squared errors: `codes` times half their mean
-    information = args.info_cat * category + args.info_con * args.codes * numbers / 2
-    return information, category, numbers
+    loss_Q = args.info_cat * category + args.info_con * args.codes * continuous / 2
+    return loss_Q, category, continuous
 
 
 def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
@@ -303,21 +305,21 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
     c = draw_codes(len(x_real), args)
     with autocast(args):
-        x_fake = G(noise(len(x_real), args), c)  # with its graph: (2) uses it again
+        x_fake = G(noise(len(x_real), args), c)  # with gradients for G: (2) backpropagates through it
         real, _ = D(x_real)
         fake, q = D(x_fake.detach())
-        information, _, _ = info_loss(q, c, args)
-        loss_D = d_loss(real, fake, args.adv) + information
+        loss_Q, _, _ = info_loss(q, c, args)
+        loss_D = d_loss(real, fake, args.adv) + loss_Q
     step(opt_D, loss_D)
 
     # (2) G: maximize E log sigmoid(D(G(z, c))) + lambda E log Q(c | G(z, c))
     D.requires_grad_(False)  # no gradients for weights that are not updated
     with autocast(args):
         fake, q = D(x_fake)
-        information, category, numbers = info_loss(q, c, args)
-        loss_G = g_loss(fake, args.adv) + information
+        loss_Q, category, continuous = info_loss(q, c, args)
+        loss_G = g_loss(fake, args.adv) + loss_Q
     step(opt_G, loss_G)
-    metrics = {"loss_D": loss_D, "loss_G": loss_G, "category": category, "numbers": numbers}
+    metrics = {"loss_D": loss_D, "loss_G": loss_G, "category": category, "continuous": continuous}
     return {name: value.detach() for name, value in metrics.items()}
 
 
@@ -333,7 +335,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -348,8 +350,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -375,7 +378,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 def measure_statistics(G_ema: nn.Module, draw):
     """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
 
-    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    update_ema() copies the statistics of G, but with the averaged weights, feature maps have other means and variances.
     """
     for module in G_ema.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -444,18 +447,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -564,7 +567,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args), draw_codes(common.GRID, args)))
                 run.save(state)
 

@@ -5,18 +5,22 @@
     min_D  E relu(1 - D(T(x))) + E relu(1 + D(T(G(z)))) + E |decoded(T(x)) - T(x)|         min_G  - E D(T(G(z)))
 
 What is specific to this file: it is made for a few hundred images. G is light: its blocks use gated linear units, and
-small feature maps rescale the channels of large ones (skip-layer excitation). D must describe real images so well that
-two small decoders can reconstruct them, one the whole image and one a quarter of it. D sees every image, real or
-generated, through random changes T of color and position (DiffAugment, arXiv 2006.10738), so that it cannot simply
-memorize the images.
+small feature maps rescale the channels of large ones (skip-layer excitation). D is self-supervised (section 3.2): it
+must describe real images so well that two small decoders can reconstruct them, one the whole image and one a quarter of
+it. D sees every image, real or generated, only after a random augmentation T (DiffAugment, arXiv 2006.10738: color,
+translation and cutout), so that it cannot simply memorize the images.
 
-Differs from the authors' code: no noise injection and only one convolution per block in G, where channels double from
-map to map, up to 16 times the width; spectral normalization in D only, and no BatchNorm in D but in its decoders (with
-it, variety was lost on the painted faces: assets/experiments.md). D has no skips, sees one size of the image, gives one
-score for all of it (authors: one for each position of its last map, which at 48 px would see 30 pixels) and has two
-decoders (authors: three), compared by L1 (authors: LPIPS, whose weights would be a download). Plain hinge loss
-(authors: with random margins); cutout among the changes, and new changes for G's step (authors: those of D's step);
-sizes below 256 px. Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+Differs from the authors' code, in G: no noise injection, no spectral normalization, and only one convolution per block;
+channels double from map to map, up to 16 times the width; leaky ReLU in the skips, as in the paper (their code: Swish).
+Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+
+In D: no skips, one size of the image, and no BatchNorm but in its decoders (with it, variety was lost on the painted
+faces: assets/experiments.md). One convolution (theirs: two) gives one score for the whole image (theirs: one for each
+position of the last map, which at 48 px would see 30 pixels). Two decoders (theirs: three), compared by L1 (theirs:
+LPIPS, whose weights would be a download).
+
+In training: plain hinge loss (theirs: with random margins); cutout among the augmentations, and new ones for G's step
+(theirs: those of D's step); sizes below 256 px.
 
     python lightweight_gan.py                                            # built-in faces, minutes on a CPU
     python lightweight_gan.py --path data/few --size 256 --out runs/few  # a folder of a few hundred images
@@ -56,7 +60,7 @@ PRESET = {
 }
 # Flags that change the networks: a checkpoint fits only the values that it was trained with.
 ARCHITECTURE = ("size", "channels", "z_dim", "width")
-# The random changes that --augment chooses from.
+# The augmentations that --augment chooses from.
 POLICY = ["translation", "color", "cutout"]
 
 
@@ -93,7 +97,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--width",
         type=common.between(1),
         default=32,
-        help="channels of the largest feature map of G and D; more gives finer images and slower steps",
+        help="channels of G's largest map, doubled at each smaller one; more gives finer images and slower steps",
     )
     group.add_argument(
         "--ema",
@@ -106,11 +110,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         nargs="*",
         choices=POLICY,
         default=POLICY,
-        help="random changes of all images that D sees; most useful with few images; an empty --augment turns them off",
+        help="augmentations of all images that D sees; most useful with few images; an empty --augment turns them off",
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=8, help="images per update, summed over all processes"
@@ -192,26 +196,26 @@ class Generator(nn.Module):
         base = args.size >> (len(w) - 1)  # width of the smallest map; --size 64: 4 -> 8 -> 16 -> 32 -> 64
         self.reach = reach(args)
 
-        # (N, z_dim, 1, 1) -> (N, 16w, 4, 4)
+        # (N, z_dim, 1, 1) -> (N, w[0], base, base)
         self.start = nn.Sequential(
             nn.ConvTranspose2d(args.z_dim, 2 * w[0], base, bias=False),
             nn.BatchNorm2d(2 * w[0]),
             nn.GLU(1),
         )
-        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w, S, S)
+        # (N, c_in, s, s) -> (N, c_out, 2s, 2s), up to (N, w[-1], S, S)
         self.up = nn.ModuleList(up(c_in, c_out) for c_in, c_out in itertools.pairwise(w))
-        # map k, 2^k times as wide as the smallest, weighs the channels of map k + reach
+        # map k, 2^k times as wide as the smallest, rescales the channels of map k + reach
         self.skip = nn.ModuleList()
         for k in range(len(w) - self.reach):
             self.skip.append(Excitation(w[k], w[k + self.reach], base, 2**k))
-        # (N, w, S, S) -> (N, C, S, S) in [-1, 1]
+        # (N, w[-1], S, S) -> (N, C, S, S) in [-1, 1]
         self.end = nn.Sequential(nn.Conv2d(w[-1], args.channels, 3, 1, 1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         maps = [self.start(z[:, :, None, None])]
         for layers in self.up:
             x = layers(maps[-1])
-            k = len(maps) - self.reach  # the map that weighs this one
+            k = len(maps) - self.reach  # the map that rescales this one
             if k >= 0:
                 x = self.skip[k](x, maps[k])
             maps.append(x)
@@ -230,7 +234,7 @@ class SNConv2d(nn.Conv2d):
 def conv(*shape, bias: bool = True) -> nn.Module:
     """A convolution with spectral normalization.
 
-    Its weights are initialized first, because from then on each forward pass computes `weight` from them anew.
+    Initialized before it is wrapped: afterward, `weight` is computed at each access, and initializing it has no effect.
     """
     return spectral_norm(SNConv2d(*shape, bias=bias).apply(init_weights))
 
@@ -256,13 +260,13 @@ class Discriminator(nn.Module):
 
     def __init__(self, args):
         super().__init__()
-        w = widths(args)[1:]  # of the maps from S/2 to 4 pixels
+        w = widths(args)[1:]  # of the maps from S/2 pixels to the smallest, of 4 to 7
         base = args.size >> len(w)
 
-        # (N, C, S, S) -> (N, w, S/2, S/2) -> ... -> (N, c, 8, 8)
+        # (N, C, S, S) -> (N, w[0], S/2, S/2) -> ... -> (N, w[-2], 2 base, 2 base)
         self.large = nn.Sequential(conv(args.channels, w[0], 4, 2, 1), nn.LeakyReLU(0.2))
         self.large.extend(Down(c_in, c_out) for c_in, c_out in itertools.pairwise(w[:-1]))
-        # -> (N, c, 4, 4) -> (N, 1, 1, 1)
+        # -> (N, w[-1], base, base) -> (N, 1, 1, 1)
         self.small = Down(w[-2], w[-1])
         self.score = conv(w[-1], 1, base)
         # outside forward(): reconstruction_loss() calls them, for real images only
@@ -323,12 +327,12 @@ def reconstruction_loss(D: Discriminator, x: Tensor, large: Tensor, small: Tenso
     # compared at the size of the decoded images
     target = interpolate(x, whole.shape[2:], mode="bilinear", antialias=True)
     target_quarter = interpolate(corner(x, i, j), quarter.shape[2:], mode="bilinear", antialias=True)
-    # never 0 where T has moved colors beyond [-1, 1], which no decoder reaches
+    # never 0 if T has moved colors beyond [-1, 1], because the decoders end in tanh
     return l1_loss(whole, target) + l1_loss(quarter, target_quarter)
 
 
 def augment(x: Tensor, policy: list[str]) -> Tensor:
-    """Images (N, C, S, S), each changed at random (arXiv 2006.10738, appendix) at every call; differentiable."""
+    """Images (N, C, S, S), each augmented at random at every call; differentiable (arXiv 2006.10738, appendix)."""
     n, _, s, _ = x.shape
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -368,7 +372,7 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
     D.requires_grad_(True)
     x_real = augment(next(data), args.augment)
     with autocast(args):
-        x_fake = G(noise(len(x_real), args))  # with its graph: (2) uses it again
+        x_fake = G(noise(len(x_real), args))  # with gradients for G: (2) backpropagates through it
         real, large, small = D(x_real)
         reconstruction = reconstruction_loss(D, x_real, large, small)  # of real images only
         fake, _, _ = D(augment(x_fake.detach(), args.augment))
@@ -397,7 +401,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -412,8 +416,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -439,7 +444,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 def measure_statistics(G_ema: nn.Module, draw):
     """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
 
-    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    update_ema() copies the statistics of G, but with the averaged weights, feature maps have other means and variances.
     """
     for module in G_ema.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -508,18 +513,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -604,7 +609,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args)))
                 run.save(state)
 

@@ -12,19 +12,23 @@ a grouped 3x3 convolution, and a 1x1 projection that starts at zero.
 
 Differs from the authors' code: channels double from the largest map to the smallest, up to 8 times (theirs for FFHQ:
 768 from 4 to 32 pixels, then half at each size); batch 64 (FFHQ: 256); no augmentation; G learns from the noise and the
-real images that D has just seen; --ema is per step (FFHQ: a half-life that rises to 500,000 images). --stem k gathers
-squares of k x k pixels (theirs: none). With --penalty-every k, as in the preset, R1 and R2 are computed only in every
-k-th step and multiplied by k. That is not quite the same under Adam: D then moves more slowly where the penalties
-dominate. Learning rates fall to a quarter, gamma and 1 - beta2 to a tenth, along a cosine over --anneal steps, which
-should be as many as --steps (theirs: over the first 20 million images, then constant). The authors' gamma is 0.05 for
-CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64 and 256. Samples come from an exponential moving average of G's
-weights (arXiv 1710.10196).
+real images that D has just seen; --ema is constant (FFHQ: a half-life that rises to 500,000 images); the schedules span
+--anneal steps (theirs: 20 million images). Samples come from an exponential moving average of G's weights (arXiv
+1710.10196).
+
+As in that code, learning rates fall to a quarter, and gamma and 1 - beta2 to a tenth, along a cosine, and then stay
+there; --anneal should equal --steps. The authors' gamma is 0.05 for CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64
+and 256.
+
+Two flags save time, both on in the preset. --stem k turns squares of k x k pixels into channels (pixel unshuffle).
+--penalty-every k computes R1 and R2 only in every k-th step, multiplied by k (lazy regularization, arXiv 1912.04958).
+That is not quite the same under Adam: D then moves more slowly where the penalties dominate.
 
     python r3gan.py                                               # built-in faces, minutes on a CPU
     python r3gan.py --path data/anime --size 64 --out runs/anime  # any folder of images
     torchrun --nproc-per-node=8 r3gan.py --path data/anime --out runs/anime8
 
-Result of the first command: 16,000 steps in 11 minutes on two CPU cores, torch 2.14.1 (from the time of 1,600); of
+Result of the first command: 16,000 steps in 11 minutes on two CPU cores, torch 2.14.1 (extrapolated from 1,600); of
 2,000 samples 92 % ± 3 can be read as a face, with 93 ± 3 of the 132 combinations of hair and eyes (3 seeds: mean ±
 standard deviation; read by faces.py). Most other scripts show as many combinations in a third of the time.
 """
@@ -43,7 +47,7 @@ from torch.nn.functional import interpolate, softplus
 
 import common
 
-# Without --path, these values replace the defaults: for a few minutes on a CPU.
+# Without --path, these values replace the defaults: for minutes on a CPU.
 PRESET = {
     "size": 32,
     "width": 32,
@@ -147,7 +151,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -186,7 +190,7 @@ def stages(args) -> list[tuple[int, int]]:
 
 
 class Block(nn.Module):
-    """(N, c, s, s) -> (N, c, s, s): x + W3 act W2 act W1 x (section 3); `depth`: blocks of the network."""
+    """(N, c, s, s) -> (N, c, s, s): x + W3 act W2 act W1 x (section 3); `depth`: number of blocks in the network."""
 
     def __init__(self, c: int, depth: int):
         super().__init__()
@@ -229,11 +233,11 @@ class Generator(nn.Module):
         base = args.size // args.stem >> (len(levels) - 1)  # of the smallest map; --size 64: 4 -> 8 -> 16 -> 32 -> 64
         c, blocks = levels[0]
 
-        # (N, z_dim) -> (N, 8w, 4, 4): a learned map whose channels are scaled by numbers that depend on z
+        # (N, z_dim) -> (N, c, base, base): a learned map whose channels are scaled by numbers that depend on z
         self.basis = nn.Parameter(torch.randn(c, base, base))
         self.linear = nn.Linear(args.z_dim, c, bias=False)
         layers = [Block(c, depth) for _ in range(blocks)]
-        # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, w, S/stem, S/stem)
+        # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, width, S/stem, S/stem)
         for c_out, blocks in levels[1:]:
             layers += [Resample(c, c_out, up=True)]
             layers += [Block(c_out, depth) for _ in range(blocks)]
@@ -256,16 +260,16 @@ class Discriminator(nn.Module):
         base = args.size // args.stem >> (len(levels) - 1)
         c, blocks = levels[0]
 
-        # (N, C, S, S) -> (N, C stem^2, S/stem, S/stem) -> (N, w, S/stem, S/stem)
+        # (N, C, S, S) -> (N, C stem^2, S/stem, S/stem) -> (N, width, S/stem, S/stem)
         layers = [nn.PixelUnshuffle(args.stem), nn.Conv2d(args.channels * args.stem**2, c, 1, bias=False)]
         layers += [Block(c, depth) for _ in range(blocks)]
-        # (N, c, s, s) -> (N, c_out, s/2, s/2), down to (N, 8w, 4, 4)
+        # (N, c, s, s) -> (N, c_out, s/2, s/2), down to the smallest map, (N, c, base, base)
         for c_out, blocks in levels[1:]:
             layers += [Resample(c, c_out, up=False)]
             layers += [Block(c_out, depth) for _ in range(blocks)]
             c = c_out
         self.net = nn.Sequential(*layers)
-        # (N, 8w, 4, 4) -> (N, 8w) by a depthwise convolution as wide as the map -> (N,)
+        # (N, c, base, base) -> (N, c) by a depthwise convolution as wide as the map -> (N,)
         self.basis = nn.Parameter(torch.randn(c, base, base) / base)
         self.linear = nn.Linear(c, 1, bias=False)
 
@@ -277,14 +281,17 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 1 / fan-in), which keeps variances, biases 0; a block starts as the identity (Fixup: 1901.09321)."""
+    """Weights of standard deviation 1 / sqrt(fan-in), which preserves the variance of the features; biases 0.
+
+    A block starts as the identity (Fixup, arXiv 1901.09321).
+    """
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         fan_in = module.weight[0].numel()
         nn.init.normal_(module.weight, 0.0, fan_in**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    # apply() comes here after the layers of the block, whose weights are only scaled
+    # apply() visits a block after its layers: their weights are drawn already, and are only scaled here
     if isinstance(module, Block):
         for layer in (module.net[0], module.net[2]):
             # the gain makes up for leaky ReLU, after which N(0, 1) has a mean square of 0.52
@@ -302,7 +309,8 @@ def g_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 def zero_centered_penalty(x: Tensor, scores: Tensor) -> Tensor:
     """E |grad_x D(x)|^2: R1 at real images, R2 at generated images (arXiv 1801.04406, section 4.1)."""
-    # create_graph, because the penalty is differentiated once more, with respect to D's weights
+    # The gradient of the sum of scores is that of each image's own score, because no layer of D mixes images.
+    # create_graph, because the penalty is differentiated once more, with respect to D's weights.
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
 
@@ -314,13 +322,14 @@ def annealed(first: float, last: float, i: int, args) -> float:
 
 
 def train_step(G, D, opt_G, opt_D, data, args, gamma: float) -> dict[str, Tensor]:
-    """One update of D and one of G; `gamma` weighs R1 and R2 in this step, and is 0 in a step without them."""
+    """One update of D and one of G; `gamma` is the weight of R1 and R2 in this step, 0 in a step without them."""
     # (1) D: minimize E softplus(-(D(x) - D(y))) + gamma/2 (E |grad_x D(x)|^2 + E |grad_y D(y)|^2), y = G(z)
     D.requires_grad_(True)
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
     with autocast(args):
-        x_fake = G(noise(len(x_real), args)).float()  # with its graph: (2) uses it again
-    # outside autocast, so that the penalties are computed in float32
+        x_fake = G(noise(len(x_real), args)).float()  # with gradients for G: (2) backpropagates through it
+    # Outside autocast, so that the penalties are computed in float32. Detached, so that the penalties can differentiate
+    # with respect to x and y, while x_real stays a constant and G gets no gradients.
     x = x_real.detach().requires_grad_(gamma > 0)
     y = x_fake.detach().requires_grad_(gamma > 0)
     real = D(x)
@@ -354,7 +363,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -369,8 +378,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -448,18 +458,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -538,7 +548,7 @@ def main(argv=None) -> dict:
             # torch's CPU generator uses only 32 bits of a seed, and a sum would repeat the noise of other ranks.
             torch.manual_seed(zlib.crc32(f"{args.seed} {i} {rank}".encode()))
             # learning rates fall to a quarter, 1 - beta2 and gamma to a tenth
-            beta2 = annealed(args.beta2, 0.9 + args.beta2 / 10, i, args)
+            beta2 = annealed(args.beta2, 1 - (1 - args.beta2) / 10, i, args)
             for opt, lr in ((opt_G, args.lr_g), (opt_D, args.lr_d)):
                 opt.param_groups[0]["lr"] = annealed(lr, lr / 4, i, args)
                 opt.param_groups[0]["betas"] = (args.beta1, beta2)
@@ -551,7 +561,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 run.save(state)
 
     if world > 1:

@@ -97,7 +97,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -121,7 +121,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def widths(args) -> list[int]:
-    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest (4 x 4 to 7 x 7, by --size).
 
     They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
     """
@@ -237,7 +237,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -252,8 +252,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -279,7 +280,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 def measure_statistics(G_ema: nn.Module, draw):
     """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
 
-    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    update_ema() copies the statistics of G, but with the averaged weights, feature maps have other means and variances.
     """
     for module in G_ema.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -348,18 +349,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -444,7 +445,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args)))
                 run.save(state)
 

@@ -3,7 +3,7 @@
     min_D  E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)| - 1)^2,  x_hat = e x + (1 - e) G(z), e ~ U[0, 1]
     min_G  - E D(G(z))
 
-What is specific to this file: D is a critic: its scores are unbounded, not probabilities. A penalty keeps the norm of
+What is specific to this file: D is a critic, whose scores are unbounded, not probabilities. A penalty keeps the norm of
 D's gradient with respect to the image near 1, on straight lines between real and generated images. D is updated
 n_critic times per update of G (Algorithm 1). It has no BatchNorm, because the penalty is defined for each image
 separately, and with BatchNorm a score would depend on the whole batch (section 4). The negative of loss_D without the
@@ -106,7 +106,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="training steps in total, with those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -130,7 +130,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def widths(args) -> list[int]:
-    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest, 4 x 4 to 7 x 7.
+    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest (4 x 4 to 7 x 7, by --size).
 
     They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
     """
@@ -210,10 +210,10 @@ def gradient_penalty(D: nn.Module, x_real: Tensor, x_fake: Tensor) -> Tensor:
     # a random point on the line between each real and generated image; float32 like e, even if x_fake is bfloat16
     e = torch.rand(len(x_real), 1, 1, 1, device=x_real.device)
     x_hat = (e * x_real + (1 - e) * x_fake).requires_grad_(True)
-    score = D(x_hat)
+    scores = D(x_hat)
     # The gradient of the sum of scores is that of each image's own score, because no layer of D mixes images.
     # create_graph, because the penalty is differentiated once more, with respect to D's weights.
-    (gradient,) = torch.autograd.grad(score, x_hat, torch.ones_like(score), create_graph=True)
+    (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)
     norm = gradient.flatten(1).norm(dim=1)
     return ((norm - 1) ** 2).mean()
 
@@ -253,7 +253,7 @@ def noise(n: int, args) -> Tensor:
 def autocast(args):
     """Run the networks in bfloat16 where setup() allows it; weights and losses stay float32.
 
-    bfloat16 has the range of float32, so that losses need no scaling.
+    bfloat16 has the range of float32, so losses need no scaling.
     """
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.autocast)
 
@@ -268,8 +268,9 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
+    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
     for p in params:
-        if p.grad is None:  # the loss does not depend on it: a zero, so that one process and several do the same
+        if p.grad is None:
             p.grad = torch.zeros_like(p)
 
     if dist.is_initialized():
@@ -295,7 +296,7 @@ def update_ema(G_ema: nn.Module, G: nn.Module, decay: float):
 def measure_statistics(G_ema: nn.Module, draw):
     """Give BatchNorm in G_ema the statistics of 16 calls of `draw()`, which draws images, always from the same noise.
 
-    Those that update_ema() copies belong to the weights of G, with which feature maps have other means and variances.
+    update_ema() copies the statistics of G, but with the averaged weights, feature maps have other means and variances.
     """
     for module in G_ema.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -364,18 +365,18 @@ def resume(state: dict, args) -> int:
         if args.finetune and not isinstance(state[name], nn.Module):
             continue  # optimizers and data begin anew
         if "param_groups" in values:
-            # an optimizer: its averages go on, but learning rates, betas and "fused" are those of this start
+            # an optimizer: its moments are kept, but learning rates, betas and "fused" are those of this start
             values["param_groups"] = state[name].state_dict()["param_groups"]
         try:
             state[name].load_state_dict(values)
         except RuntimeError:
             common.fail(f"{args.checkpoint} has other layers in {name}, those of an older version: start a new run")
         if "param_groups" in values:
-            # fused Adam reads the averages in the layout of the weights, which is another on a Mac's GPU: see build()
-            for p, averages in state[name].state.items():
-                for key, value in averages.items():
+            # fused Adam reads the moments in the layout of the weights, which differs on a Mac's GPU: see build()
+            for p, moments in state[name].state.items():
+                for key, value in moments.items():
                     if value.shape == p.shape:
-                        averages[key] = torch.empty_like(p).copy_(value)
+                        moments[key] = torch.empty_like(p).copy_(value)
     return 0 if args.finetune else saved["step"]
 
 
@@ -460,7 +461,7 @@ def main(argv=None) -> dict:
             decay = min(args.ema, (1 + i) / (10 + i))
             update_ema(G_ema, G, decay)
             run.log(metrics)
-            if run.due():  # each --save-every steps, at the end, and after Ctrl-C
+            if run.due():  # every --save-every steps, at the end, and after Ctrl-C
                 measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args)))
                 run.save(state)
 

@@ -18,8 +18,8 @@ G, D, opts, data, pools, args = toys(share=slice(rank, None, 2))
 for _ in range(2):
     m.train_step(G, D, *opts, data, pools, args)
 
-cuts, cut = [], m.cut
-m.cut = lambda x, size: cuts.append(torch.cat([cut(x, size)])) or cuts[-1]
+cuts, cut = [], m.random_crop
+m.random_crop = lambda x, size: cuts.append(torch.cat([cut(x, size)])) or cuts[-1]
 flags = ["--pool", "4", "--log-every", "1", "--save-every", "2", "--cache", str(out / "cache")]
 states = {"whole": run(pair, out / "whole", "--steps", "5", *flags)}
 first = cuts[0].clone()

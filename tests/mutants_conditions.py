@@ -42,10 +42,10 @@ MUTANTS = [
     (T, "range(1, each + 1)", "range(1, each)", "test_conditions.py::test_prompts"),
     # codes
     (Q, "(q[:, k:] - c[:, k:])", "(q[:, k:] + c[:, k:])", "test_conditions.py::test_codes"),
-    (Q, "args.info_con * args.codes * numbers / 2", "args.info_con * numbers", "test_step.py::test_step_equals_the_algorithm_by_hand"),
-    (Q, "d_loss(real, fake, args.adv) + information", "d_loss(real, fake, args.adv)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
-    (Q, "g_loss(fake, args.adv) + information", "g_loss(fake, args.adv) - information", "test_step.py::test_step_equals_the_algorithm_by_hand"),
-    (Q, "information, category, numbers = info_loss(q, c, args)", "information, category, numbers = info_loss(q, c.roll(1, 0), args)", "test_conditions.py::test_infogan_finds_a_code_that_is_plain_to_see"),
+    (Q, "args.info_con * args.codes * continuous / 2", "args.info_con * continuous", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, "d_loss(real, fake, args.adv) + loss_Q", "d_loss(real, fake, args.adv)", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, "g_loss(fake, args.adv) + loss_Q", "g_loss(fake, args.adv) - loss_Q", "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, "loss_Q, category, continuous = info_loss(q, c, args)", "loss_Q, category, continuous = info_loss(q, c.roll(1, 0), args)", "test_conditions.py::test_infogan_finds_a_code_that_is_plain_to_see"),
     (Q, "args.codes, device=args.device).uniform_(-1, 1)", "args.codes, device=args.device).uniform_(0, 1)", "test_conditions.py::test_codes"),
     (Q, "return ((fake - 1) ** 2).mean() / 2", "return (fake**2).mean() / 2", "test_losses.py::test_infogan_least_squares"),
     (Q, "[::8].repeat_interleave(8, 0)", "", "test_training.py::test_files_of_a_run"),
@@ -84,7 +84,7 @@ MUTANTS = [
     (T, "    if args.prompts:\n", "    if args.prompts:\n        found = []\n", "test_sampling.py::test_prompts_of_both_kinds"),
     # what is logged
     (A, '"class_real": class_real, "class_fake": class_fake', '"class_real": class_fake, "class_fake": class_real', "test_step.py::test_step_equals_the_algorithm_by_hand"),
-    (Q, '"category": category, "numbers": numbers', '"category": category, "numbers": information', "test_step.py::test_step_equals_the_algorithm_by_hand"),
+    (Q, '"category": category, "continuous": continuous', '"category": category, "continuous": loss_Q', "test_step.py::test_step_equals_the_algorithm_by_hand"),
     # devices
     (Q, "args.codes, device=args.device)", "args.codes)", "test_devices.py::test_a_step_on_another_device"),
     (T, "torch.randperm(len(t), device=t.device)", "torch.randperm(len(t))", "test_devices.py::test_a_step_with_another_default"),

@@ -33,7 +33,7 @@ MUTANTS = [
     (WGAN_GP, "(norm - 1) ** 2", "norm ** 2", "test_penalties.py::test_linear_critic"),
     (WGAN_GP, "gradient.flatten(1).norm(dim=1)", "gradient.norm(dim=1)", "test_penalties.py::test_linear_critic"),
     (WGAN_GP, "gradient.flatten(1).norm(dim=1)", "gradient.norm()", "test_penalties.py::test_linear_critic"),
-    (WGAN_GP, "torch.ones_like(score)", "torch.ones_like(score) / len(score)", "test_penalties.py::test_linear_critic"),
+    (WGAN_GP, "scores.sum()", "scores.mean()", "test_penalties.py::test_linear_critic"),
     (WGAN_GP, "e * x_real + (1 - e) * x_fake)", "0 * e + x_real)", "test_penalties.py::test_quadratic_critic"),
     (WGAN_GP, "torch.rand(len(x_real), 1, 1, 1,", "torch.rand(1, 1, 1, 1,", "test_penalties.py::test_quadratic_critic"),
     (WGAN_GP, "torch.rand(len(x_real), 1, 1, 1,", "torch.rand(*x_real.shape,", "test_penalties.py::test_mixing_numbers_are_pinned"),
@@ -79,7 +79,7 @@ MUTANTS = [
     (DCGAN + WGAN_GP, "found.get(\"amx_bf16\", False) or ", "True or ", "test_precision.py::test_bfloat16_only_on_cpus_that_multiply_in_it"),
     (DCGAN + WGAN_GP, "args.autocast = args.bf16 and native", "args.autocast = native", "test_precision.py::test_bfloat16_only_on_cpus_that_multiply_in_it"),
     (DCGAN + WGAN_GP, "if saved[\"args\"][\"autocast\"] != args.autocast:", "if False:", "test_precision.py::test_a_run_may_change_between_the_two"),
-    (DCGAN + WGAN_GP, "averages[key] = torch.empty_like(p).copy_(value)", "pass", "test_precision.py::test_averages_of_another_layout"),
+    (DCGAN + WGAN_GP, "moments[key] = torch.empty_like(p).copy_(value)", "pass", "test_precision.py::test_averages_of_another_layout"),
     (DCGAN, "torch.bfloat16, enabled=args.autocast)", "torch.bfloat16, enabled=False)", "test_precision.py::test_a_run_in_bfloat16"),
     (DCGAN + WGAN_GP, "min(2**level, 8)", "2**level", "test_networks.py::test_widths"),
     # plumbing

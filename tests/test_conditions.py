@@ -282,8 +282,8 @@ def test_codes():
     assert c[:, 5:].mean(0).abs().max() < 0.04 and np.corrcoef(c[:, 5:].T).min() > -0.06
     row = m.describe(c[0].tolist(), args)
     assert int(row["category"]) == c[0, :5].argmax() and float(row["code3"]) == pytest.approx(c[0, 7].item(), abs=1e-4)
-    _, category, numbers = m.info_loss(10 * c, c, args)
-    assert category < 0.01 and numbers.item() == pytest.approx(81 / 3, rel=0.05)
+    _, category, continuous = m.info_loss(10 * c, c, args)
+    assert category < 0.01 and continuous.item() == pytest.approx(81 / 3, rel=0.05)
     exact = torch.cat([c[:, :5] * 100, c[:, 5:]], 1)
     assert m.info_loss(exact, c, args)[0].item() == pytest.approx(0, abs=1e-6)
     grid = m.grid_codes(args).view(8, 8, 8)

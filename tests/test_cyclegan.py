@@ -197,8 +197,8 @@ def test_pool_goes_on_from_its_state():
 def test_learning_rate_at_its_corners():
     """Catches a rate that falls from the start, ends above 0, or turns negative."""
     args = settings("--constant", "100", "--decay", "100", "--steps", "200")
-    assert [m.rate(step, args) for step in (0, 99, 100, 150, 200, 500)] == [1, 1, 1, 0.5, 0, 0]
-    assert m.rate(199, args) == pytest.approx(0.01)
+    assert [m.lr_factor(step, args) for step in (0, 99, 100, 150, 200, 500)] == [1, 1, 1, 0.5, 0, 0]
+    assert m.lr_factor(199, args) == pytest.approx(0.01)
 
 
 def test_rate_reaches_the_optimizers_and_a_resumed_run(pair, tmp_path):
@@ -508,10 +508,10 @@ def test_domains(pair, tmp_path):
         assert torch.equal(look, middle[[k % min(8, len(middle)) for k in range(8)]])
     torch.manual_seed(0)
     x = torch.arange(32.0 * 32).view(1, 1, 32, 32).repeat(200, 1, 1, 1)
-    corners = m.cut(x, 28)[:, 0, 0, 0].long()
+    corners = m.random_crop(x, 28)[:, 0, 0, 0].long()
     assert set(corners.tolist()) == {32 * i + j for i in range(5) for j in range(5)}
-    assert torch.equal(m.cut(x[:1], 32), x[:1])
-    pieces = m.cut(x[:1], 28)[0, 0]
+    assert torch.equal(m.random_crop(x[:1], 32), x[:1])
+    pieces = m.random_crop(x[:1], 28)[0, 0]
     assert torch.equal(pieces - pieces[0, 0], x[0, 0, :28, :28])
 
 
@@ -579,7 +579,8 @@ def test_sampling_and_what_is_refused(pair, tmp_path, capsys):
     m.main(["--out", str(tmp_path / "run"), "--sample", "3", "--device", "cpu"])
     args = m.parse_args(["--out", str(tmp_path / "run"), "--sample", "3", "--device", "cpu"])
     torch.manual_seed(0)
-    crops = torch.cat([m.cut(next(batches), 24) for batches in [m.domain(args, "A", 0, 1)[0]] for _ in range(2)])
+    batches, _ = m.domain(args, "A", 0, 1)
+    crops = torch.cat([m.random_crop(next(batches), 24) for _ in range(2)])
     for k in range(3):
         drawn = np.asarray(Image.open(tmp_path / f"run/generated/{k:05d}.png")).transpose(2, 0, 1)
         expected = (state["G_ema"]["AB"](crops[k : k + 1])[0] + 1) * 127.5

@@ -206,7 +206,7 @@ def infogan_by_hand(G, D, batches, args):
     numbers = ((q[:, k:] - c[:, k:]) ** 2).mean().item()
     adversarial = -((fake - 1) ** 2).mean() / 2 if args.adv == "lsgan" else logsigmoid(fake).mean()
     value_G = ascend(G, adversarial + information(q))
-    return {"loss_D": -value_D, "loss_G": -value_G, "category": category, "numbers": numbers}
+    return {"loss_D": -value_D, "loss_G": -value_G, "category": category, "continuous": numbers}
 
 
 def lightweight_by_hand(G, D, batches, args):
