@@ -42,7 +42,8 @@ import faces
 FACES = 10_000  # built-in faces to train on: numbers 0 to 9,999 of seed 0
 GRID = 64  # images in real.png and in each samples/*.png
 UNREADABLE = "folders that cannot be read"
-HIDDEN = ("thumbs.db", "desktop.ini")  # what Windows puts beside images; names with a dot in front are hidden, too
+# What Windows and cyclegan.py put beside images; names with a dot in front are hidden, too.
+HIDDEN = ("thumbs.db", "desktop.ini", "_sheet.png")
 CACHE = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-scripts")
 
 # What Pillow reads, except formats that are not pictures, or that other programs would have to draw.
@@ -619,7 +620,7 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
         names, left_out = image_names(args)
         make = functools.partial(decode, folder=args.path, fit=args.fit)
         fit = args.fit
-        content = repr([(name, size_and_time(Path(args.path, name))) for name in names])
+        content = repr([(name, size_and_times(Path(args.path, name))) for name in names])
 
     # One folder for each source and shape of images. The key changes when any file does; the old cache then goes.
     # "v2" is the version of decode(): another version needs another number.
@@ -743,13 +744,16 @@ def print_line(text: str):
         print(text, file=sys.stderr)
 
 
-def size_and_time(file: Path) -> tuple[int, int] | None:
-    """Bytes, and time of the last change in nanoseconds, of a file; None if they cannot be read (a link to nothing)."""
+def size_and_times(file: Path) -> tuple[int, int, int] | None:
+    """Bytes, and times of the last changes of a file's content and of its entry, in nanoseconds; None if unreadable.
+
+    The second time tells of a file that was exchanged for one as old and as large. A link to nothing is unreadable.
+    """
     try:
         stat = os.stat(file)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def digest(text: str) -> str:
@@ -848,6 +852,8 @@ def decode_all(path: Path, names: list[str], make) -> dict:
     def attempt(name: str) -> tuple[np.ndarray, tuple[int, int], bool] | str | OSError:
         try:
             return make(name)
+        except MemoryError:
+            return OSError(errno.ENOMEM, "not enough memory")
         except Exception as error:  # damaged files raise anything; they are named with the reason
             if getattr(error, "errno", None) in NOT_THE_FILE:
                 return error
@@ -1077,7 +1083,10 @@ def written(folder: Path) -> list[str]:
 
 
 def write_list(folder: Path, names: list[str]):
-    """Write .written."""
+    """Write .written; without names, remove it: it would still mark the folder as one of our outputs."""
+    if not names:
+        (folder / ".written").unlink(missing_ok=True)
+        return
     text = "\0".join(sorted(set(names)))
     atomic(folder / ".written", lambda file: file.write(os.fsencode(text)))  # names need not be UTF-8
 
@@ -1112,7 +1121,8 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
     ):
         while len(rows) < args.sample:
             missing = args.sample - len(rows)
-            for image in generate()[:missing].float():
+            # on the CPU before atomic(), which would take an error of the GPU for one of the disk
+            for image in generate()[:missing].float().cpu():
                 row = {"image": names[len(rows)]}
                 if labels:
                     row |= labels[len(rows)]
@@ -1149,7 +1159,8 @@ def write_grid(args: argparse.Namespace, draw_grid):
         return
     out = Path(args.out)
     with ends_with(f"{out}/grid.png is not written"), claim(out, ["grid.png"]):
-        atomic(out / "grid.png", functools.partial(save_png, draw_grid()))
+        grid = draw_grid().cpu()
+        atomic(out / "grid.png", functools.partial(save_png, grid))
     print_line(f"{out}/grid.png: the grid of {args.checkpoint}")
 
 
@@ -1351,7 +1362,8 @@ class Run:
         self.check_finite(values)
 
         if self.step > self.start or self.start == 0:  # a resumed run has drawn its first grid before
-            grid = make_grid(self.sample().float(), normalize=True, value_range=(-1, 1))
+            # on the CPU before atomic(), which would take an error of the GPU for one of the disk
+            grid = make_grid(self.sample().float().cpu(), normalize=True, value_range=(-1, 1))
             atomic(self.out / "samples" / f"{self.step:06d}.png", lambda file: save_image(grid, file, "png"))
             self.events.add_image("samples", grid, self.step)
             self.events.flush()
@@ -1409,4 +1421,6 @@ def gif_frame(file: Path) -> Image.Image:
 
 def mean_distance(images: torch.Tensor) -> float:
     """Mean Euclidean distance between the pixels of two different images of (N, C, S, S)."""
-    return torch.pdist(images.flatten(1).cpu()).mean().item()
+    if not images.is_cuda:
+        images = images.cpu()  # not every device has pdist
+    return torch.pdist(images.flatten(1)).mean().item()

@@ -26,8 +26,8 @@ the table, which is what a perfect generator would get. What each metric detects
     readable    Built-in faces only: share of samples that faces.py can read as a face.
     combos      Built-in faces only, detects missing combinations: how many of the 132 combinations of hair and eyes
                 are shown by at least 3 of 2,000 samples (0.15 % of --count).
-    hair, ...   Conditional runs on the built-in faces: share of samples that show the hair, eyes, face or glasses that
-                labels.csv asked for. Samples that cannot be read count as wrong.
+    hair, ...   Conditional runs on the built-in faces: of the samples that labels.csv asked for hair, eyes, face or
+                glasses, the share that shows what was asked. Samples that cannot be read count as wrong.
     NMI         infogan.py on the built-in faces: normalized mutual information of its category and the attribute that
                 it matches best, among the samples in which that attribute can be read, times the share of such samples.
                 0 by chance; at most 0.58 for glasses, 0.73 for the skin, 0.91 for hair or eyes.
@@ -168,9 +168,11 @@ def run_settings(folder: str) -> dict:
     try:
         settings = json.loads(Path(folder, "args.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    # an args.json of another project
+        settings = {}
+    # no args.json, or one of another project
     if "script" not in settings:
+        if Path(folder, "last.pt").exists():
+            common.fail(f"{folder} has a last.pt, but no args.json of a run: copy that, too, or name another folder")
         return {}
 
     script = f"{settings['script']}.py"
@@ -192,7 +194,8 @@ def samples(run: str, args) -> str:
             return str(folder)
 
     script = importlib.import_module(args.runs[run]["script"])
-    script.main(["--out", str(own), "--checkpoint", str(checkpoint), "--sample", str(args.count)])
+    cache = ["--cache", args.cache]  # cyclegan.py reads images to translate
+    script.main(["--out", str(own), "--checkpoint", str(checkpoint), "--sample", str(args.count), *cache])
     return str(own / "generated")
 
 
@@ -403,8 +406,8 @@ def asked(name: str, files: list[str], args) -> dict[str, np.ndarray]:
     """What the images of a row were asked to show: {"hair": array(["aqua", ...]), ...}, one entry for each of `files`.
 
     Of a run, the columns of its labels.csv, and hair and eyes of its captions. Of the real faces, whose files are
-    numbers, what the painter chose. {} if nothing was asked. An image without a row in labels.csv was asked for
-    nothing: that is printed, and it counts as disobeyed.
+    numbers, what the painter chose. {} if nothing was asked. "" stands for what an image was not asked for. An image
+    without a row in labels.csv gets None: that is printed, and it counts as disobeyed.
     """
     columns = {}
     if name == "real":
@@ -436,7 +439,7 @@ def asked(name: str, files: list[str], args) -> dict[str, np.ndarray]:
 
     # by name of the image: labels.csv need not be in the order of the images
     for key in dict.fromkeys(key for row in rows.values() for key in row):
-        columns[key] = np.array([rows.get(file, {}).get(key) for file in files])
+        columns[key] = np.array([(rows[file].get(key) or "") if file in rows else None for file in files])
     return columns
 
 
@@ -471,10 +474,11 @@ def read(images: np.ndarray, indices: np.ndarray, wanted: dict[str, np.ndarray] 
         "combos": sum(n >= enough for n in counts.values()),
     }
 
-    # shares of all images: one that cannot be read shows nothing that was asked for
+    # shares of the images that were asked for it: one that cannot be read shows nothing
     for name in faces.ATTRIBUTES:
-        if name in wanted:
-            row[name] = (seen[name] == wanted[name]).mean()
+        if name in wanted and (wanted[name] != "").any():
+            was_asked = wanted[name] != ""
+            row[name] = (seen[name] == wanted[name])[was_asked].mean()
     if "category" in wanted:
         row["NMI"] = category_information(wanted["category"], seen)
     return row
@@ -701,10 +705,10 @@ def compare(args: argparse.Namespace, weights: str | None) -> list[dict]:
     rows, neighbors = score_rows(reference, chosen, weights, args)
 
     about = describe_setup(real, weights, args)
-    print_table(rows, about)
     out = Path(args.out)
     write_table(out / "table.csv", rows, about)
     draw_pictures(out, chosen, neighbors)
+    print_table(rows, about)  # last: a terminal may fail to show the name of a folder
     print(f"\nwritten to {out}: table.csv, samples.png, nearest.png (pairs: an image, the nearest real)")
     return rows
 

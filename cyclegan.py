@@ -27,6 +27,7 @@ Result of the first command: 4,400 steps in 3.4 minutes on two CPU cores, torch 
 
 import argparse
 import copy
+import datetime
 import functools
 import os
 import sys
@@ -491,7 +492,9 @@ def setup(args) -> tuple[int, int]:
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
+        backend = "nccl" if "cuda" in args.device else "gloo"  # gloo: for CPUs
+        # a machine that already has its images waits for others that are still decoding theirs
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return rank, world
 
 
@@ -639,8 +642,6 @@ def translate_folder(G: Generator, out: str, args):
     common.need_folder(args.translate)
     names, left_out = common.find_images(args.translate, out)
     common.print_left_out(left_out)
-    # without the sheet of an earlier call, if its results are translated back
-    names = [name for name in names if name != "_sheet.png"]
     if not names:
         common.fail(f"--translate {args.translate} holds no image: looked for {common.IMAGES}")
     if Path(out).resolve() == Path(args.translate).resolve():

@@ -24,6 +24,7 @@ faces.py).
 
 import argparse
 import copy
+import datetime
 import itertools
 import math
 import os
@@ -359,7 +360,9 @@ def setup(args) -> tuple[int, int]:
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
+        backend = "nccl" if "cuda" in args.device else "gloo"  # gloo: for CPUs
+        # a machine that already has its images waits for others that are still decoding theirs
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return rank, world
 
 

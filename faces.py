@@ -369,11 +369,14 @@ def main(argv=None):
     if args.folder.exists() and any(args.folder.iterdir()):
         parser.error(f"{args.folder} is already in use and not empty: choose a new or empty folder")
 
-    if args.domains:
-        write_domains(args)
-    else:
-        looks = write(args.folder, range(args.count), args)
-        write_labels(args.folder, looks)
+    try:
+        if args.domains:
+            write_domains(args)
+        else:
+            looks = write(args.folder, range(args.count), args)
+            write_labels(args.folder, looks)
+    except OSError as error:
+        parser.exit(1, f"error: cannot write to {args.folder} ({error.strerror}): make room or choose another folder\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ and the attribute that it matches best: 0.56 ± 0.05 (3 seeds: mean ± standard 
 
 import argparse
 import copy
+import datetime
 import itertools
 import math
 import os
@@ -433,7 +434,9 @@ def setup(args) -> tuple[int, int]:
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
+        backend = "nccl" if "cuda" in args.device else "gloo"  # gloo: for CPUs
+        # a machine that already has its images waits for others that are still decoding theirs
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return rank, world
 
 

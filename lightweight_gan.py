@@ -33,6 +33,7 @@ faces.py). With 300 images and minutes, sngan.py kept more variety here (assets/
 
 import argparse
 import copy
+import datetime
 import itertools
 import math
 import os
@@ -499,7 +500,9 @@ def setup(args) -> tuple[int, int]:
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
+        backend = "nccl" if "cuda" in args.device else "gloo"  # gloo: for CPUs
+        # a machine that already has its images waits for others that are still decoding theirs
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return rank, world
 
 
@@ -591,7 +594,8 @@ def main(argv=None) -> dict:
     fixed_z = noise(common.GRID, args)
 
     def draw_grid() -> Tensor:
-        return G_ema(fixed_z)
+        # 8 at a time: large images, all 64 at once, would need far more memory than a step
+        return torch.cat([G_ema(z) for z in fixed_z.split(8)])
 
     if args.grid:
         common.write_grid(args, draw_grid)
@@ -610,7 +614,7 @@ def main(argv=None) -> dict:
             update_ema(G_ema, G, decay)
             run.log(metrics)
             if run.due():  # every --save-every steps, at the end, and after Ctrl-C
-                measure_statistics(G_ema, lambda: G_ema(noise(common.GRID, args)))
+                measure_statistics(G_ema, lambda: torch.cat([G_ema(z) for z in noise(common.GRID, args).split(8)]))
                 run.save(state)
 
     if world > 1:

@@ -35,6 +35,7 @@ standard deviation; read by faces.py). Most other scripts show as many combinati
 
 import argparse
 import copy
+import datetime
 import math
 import os
 import zlib
@@ -234,7 +235,7 @@ class Generator(nn.Module):
         c, blocks = levels[0]
 
         # (N, z_dim) -> (N, c, base, base): a learned map whose channels are scaled by numbers that depend on z
-        self.basis = nn.Parameter(torch.randn(c, base, base))
+        self.basis = nn.Parameter(torch.randn(1, c, base, base))  # four dimensions, for the layout that build() sets
         self.linear = nn.Linear(args.z_dim, c, bias=False)
         layers = [Block(c, depth) for _ in range(blocks)]
         # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, width, S/stem, S/stem)
@@ -270,7 +271,7 @@ class Discriminator(nn.Module):
             c = c_out
         self.net = nn.Sequential(*layers)
         # (N, c, base, base) -> (N, c) by a depthwise convolution as wide as the map -> (N,)
-        self.basis = nn.Parameter(torch.randn(c, base, base) / base)
+        self.basis = nn.Parameter(torch.randn(1, c, base, base) / base)
         self.linear = nn.Linear(c, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -308,11 +309,11 @@ def g_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def zero_centered_penalty(x: Tensor, scores: Tensor) -> Tensor:
-    """E |grad_x D(x)|^2: R1 at real images, R2 at generated images (arXiv 1801.04406, section 4.1)."""
+    """|grad_x D(x)|^2 of each image (N,): R1 at real images, R2 at generated images (arXiv 1801.04406, section 4.1)."""
     # The gradient of the sum of scores is that of each image's own score, because no layer of D mixes images.
     # create_graph, because the penalty is differentiated once more, with respect to D's weights.
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
+    return gradient.square().sum((1, 2, 3))
 
 
 def annealed(first: float, last: float, i: int, args) -> float:
@@ -328,16 +329,13 @@ def train_step(G, D, opt_G, opt_D, data, args, gamma: float) -> dict[str, Tensor
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
     with autocast(args):
         x_fake = G(noise(len(x_real), args)).float()  # with gradients for G: (2) backpropagates through it
-    # Outside autocast, so that the penalties are computed in float32. Detached, so that the penalties can differentiate
-    # with respect to x and y, while x_real stays a constant and G gets no gradients.
-    x = x_real.detach().requires_grad_(gamma > 0)
-    y = x_fake.detach().requires_grad_(gamma > 0)
-    real = D(x)
-    fake = D(y)
-    loss_D = d_loss(real, fake)
+    # Outside autocast, so that the penalties are computed in float32. Detached, so that they can differentiate with
+    # respect to the images, while G gets no gradients. One pass for both, because no layer of D mixes images.
+    images = torch.cat([x_real, x_fake]).detach().requires_grad_(gamma > 0)
+    scores = D(images)
+    loss_D = d_loss(*scores.chunk(2))
     if gamma:
-        r1 = zero_centered_penalty(x, real)
-        r2 = zero_centered_penalty(y, fake)
+        r1, r2 = (part.mean() for part in zero_centered_penalty(images, scores).chunk(2))
     else:
         r1 = r2 = loss_D.new_zeros(())
     step(opt_D, loss_D + gamma / 2 * (r1 + r2))  # the log has loss_D without the penalties
@@ -444,7 +442,9 @@ def setup(args) -> tuple[int, int]:
         native = found.get("amx_bf16", False) or found.get("avx512_bf16", False)
     args.autocast = args.bf16 and native
     if world > 1:
-        dist.init_process_group("nccl" if "cuda" in args.device else "gloo")  # gloo: for CPUs
+        backend = "nccl" if "cuda" in args.device else "gloo"  # gloo: for CPUs
+        # a machine that already has its images waits for others that are still decoding theirs
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     return rank, world
 
 

@@ -21,6 +21,8 @@ COLORS = {"loss_D": "#1f77b4", "loss_G": "#ff7f0e"}
 
 def read_log(run: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The steps of log.csv, and each loss as the mean of 10 rows."""
+    if not (run / "log.csv").exists():
+        sys.exit(f"{run} has no log.csv: name the folder of a run, or train for longer")
     with open(run / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:

@@ -6,9 +6,10 @@ without-r1, without-r2: that penalty is zero. dcgan-networks: the networks of dc
 wgan_gp.py without, so that a gradient belongs to one image), their first weights, everything else as it is.
 """
 
-import itertools
 import sys
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dcgan
@@ -19,9 +20,13 @@ penalty, parse_args = r3gan.zero_centered_penalty, r3gan.parse_args
 
 
 def keep(r1: bool, r2: bool):
-    """A penalty that is zero in each first call (reals) or in each second (generated images)."""
-    turns = itertools.cycle((r1, r2))
-    return lambda x, scores: penalty(x, scores) if next(turns) else scores.new_zeros(())
+    """A penalty that is zero for the first half of the images (real) or for the second (generated)."""
+
+    def of_part(x, scores):
+        first, second = penalty(x, scores).chunk(2)
+        return torch.cat([r1 * first, r2 * second])
+
+    return of_part
 
 
 def with_act(argv):
@@ -30,7 +35,7 @@ def with_act(argv):
     return args
 
 
-part, *argv = sys.argv[1:]
+part, *argv = sys.argv[1:] or ["nothing"]
 if part == "dcgan-networks":
     r3gan.parse_args = with_act
     r3gan.Generator, r3gan.Discriminator = dcgan.Generator, wgan_gp.Discriminator

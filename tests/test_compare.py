@@ -4,6 +4,7 @@ import argparse
 import csv
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -721,6 +722,62 @@ def test_obedience_and_counts_by_a_reader_that_is_known(tmp_path, monkeypatch):
     assert compare.read(None, np.arange(8), wanted) == {"readable": 0, "combos": 0, "hair": 0, "NMI": 0}
     seen["hair"] = np.array(["red"] * 6 + ["unreadable", "blue"])
     assert compare.read(None, np.arange(8), wanted)["hair"] == 0.75  # of all eight
+
+
+def test_what_was_not_asked_for_is_not_scored(tmp_path, monkeypatch):
+    """Catches captions that name only hair or only eyes, whose other half would count as disobeyed."""
+    monkeypatch.setattr(common, "FACES", 60)
+    out = tmp_path / "run"
+    (out / "generated").mkdir(parents=True)
+    lines = ["image,caption"]
+    for i in range(24):
+        image, look = faces.paint(3, i, 32)
+        image.save(out / f"generated/{i}.png")
+        lines.append(f"{i}.png,{look['hair']} hair" if i % 2 else f"{i}.png,{look['eyes']} eyes")
+    (out / "args.json").write_text('{"script": "cgan_text2img", "size": 32}')
+    (out / "last.pt").write_bytes(b"older than the samples")
+    os.utime(out / "last.pt", (1000, 1000))
+    for text, expected in ((lines, {"hair": 1, "eyes": 1}), (["image,hair", *(f"{i}.png," for i in range(24))], {})):
+        (out / "generated/labels.csv").write_text("\n".join(text) + "\n")
+        row = compare.main(["faces", str(out), "--count", "24", "--out", str(tmp_path / "out")])[1]
+        assert {name: row[name] for name in faces.ATTRIBUTES if not math.isnan(row[name])} == expected
+
+
+def test_a_refused_comparison_leaves_no_list(folder, tmp_path):
+    """Catches an empty .written, which would mark a folder of images as an output and keep it out of every training."""
+    images = tmp_path / "images"
+    shutil.copytree(folder, images / "a")
+    with pytest.raises(SystemExit):
+        compare.main([str(images), str(folder), "--count", "10", "--out", str(images / "a")])
+    assert not list(images.rglob(".written"))
+
+
+def test_a_checkpoint_without_settings_is_not_a_folder_of_images(folder, run_folder, tmp_path, capsys):
+    """Catches sample grids scored as samples, where only last.pt and samples/ of a run were copied."""
+    (run_folder / "args.json").unlink()
+    with refused(capsys, 2, "no args.json of a run", str(run_folder)):
+        command(tmp_path, folder, run_folder)
+
+
+def test_scripts_draw_with_the_cache_that_was_named(folder, run_folder, tmp_path, monkeypatch):
+    """Catches images of cyclegan.py that are decoded into the default cache, perhaps on another disk."""
+    given = []
+    main = module("dcgan").main
+    monkeypatch.setattr(module("dcgan"), "main", lambda argv: given.extend(argv) or main(argv))
+    command(tmp_path, folder, run_folder, "--cache", tmp_path / "cache")
+    assert given[given.index("--cache") + 1] == str(tmp_path / "cache")
+
+
+def test_scores_are_kept_if_they_cannot_be_printed(folder, tmp_path, monkeypatch):
+    """Catches a table that is written only after it was printed, which fails for names that a terminal cannot show."""
+
+    def broken(rows, about):
+        raise UnicodeEncodeError("charmap", "кошки", 0, 5, "character maps to <undefined>")
+
+    monkeypatch.setattr(compare, "print_table", broken)
+    with pytest.raises(UnicodeEncodeError):
+        command(tmp_path, folder, folder)
+    assert (tmp_path / "out/table.csv").exists() and (tmp_path / "out/nearest.png").exists()
 
 
 def test_samples_are_reused_only_if_they_are_newer(folder, run_folder, tmp_path):

@@ -202,7 +202,7 @@ def test_second_derivatives(script):
             y = torch.rand(8, 3, 32, 32).to(device)
             if script == "r3gan":
                 x.requires_grad_(True)
-                penalty = m.zero_centered_penalty(x, D(x))
+                penalty = m.zero_centered_penalty(x, D(x)).mean()
             else:
                 penalty = m.gradient_penalty(D, x, y)
         penalty.backward()

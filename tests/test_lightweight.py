@@ -255,3 +255,20 @@ def test_an_unknown_change_in_a_checkpoint_is_said(folder, tmp_path, capsys):
     with refused(capsys, 2, "last.pt has --augment colour", "give --augment again"):
         m.parse_args(again)
     assert m.parse_args([*again, "--augment", "translation", "color"]).augment == ["translation", "color"]
+
+
+def test_grids_are_drawn_in_parts(folder, tmp_path, monkeypatch):
+    """Catches grids, and statistics for them, of all 64 images at once, which need more memory than training does."""
+    drawn = []
+    forward = m.Generator.forward
+
+    def spy(self, z):
+        if not self.training or not torch.is_grad_enabled():
+            drawn.append(len(z))
+        return forward(self, z)
+
+    monkeypatch.setattr(m.Generator, "forward", spy)
+    run("lightweight_gan", folder, tmp_path, "--steps", "1")
+    assert set(drawn) == {8} and sum(drawn) == 64 * (
+        1 + 16 + 1
+    )  # the grid at the start; statistics and grid at the end

@@ -50,14 +50,14 @@ def test_best_scores_on_a_finite_set():
 
 
 def test_penalty_of_a_linear_D():
-    """Catches a norm that is not squared, a sum over the batch, and a gradient of the mean score: |w|^2 for any batch."""
+    """Catches a norm that is not squared, and a gradient of the mean score: |w|^2 for each image of any batch."""
     torch.manual_seed(0)
     D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
     for n in (1, 5):
         x = torch.randn(n, 3, 2, 2, requires_grad=True)
         penalty = m.zero_centered_penalty(x, D(x))
-        assert penalty.item() == pytest.approx(D[1].weight.square().sum().item(), rel=1e-5)
-    (gradient,) = torch.autograd.grad(penalty, D[1].weight)  # it can be learned from
+        torch.testing.assert_close(penalty, D[1].weight.square().sum().expand(n))
+    (gradient,) = torch.autograd.grad(penalty.mean(), D[1].weight)  # it can be learned from
     torch.testing.assert_close(gradient, 2 * D[1].weight.detach())
 
 
@@ -65,7 +65,7 @@ def test_penalty_of_a_quadratic_D():
     """Catches a penalty at the wrong place: the slope of |x|^2 / 2 is x."""
     x = torch.randn(6, 3, 2, 2, requires_grad=True)
     penalty = m.zero_centered_penalty(x, x.square().sum((1, 2, 3)) / 2)
-    assert penalty.item() == pytest.approx(x.square().sum().item() / 6, rel=1e-5)
+    torch.testing.assert_close(penalty, x.square().sum((1, 2, 3)))
 
 
 def test_blocks_start_as_the_identity():
@@ -141,10 +141,20 @@ def test_D_mirrors_G():
     kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
     assert kinds[0].pop() == "PixelShuffle" and kinds[1].pop(0) == "PixelUnshuffle"
     assert kinds[0] == kinds[1][::-1] and kinds[0].count("Block") == 2 * 4 and kinds[0].count("Resample") == 3
-    assert G.basis.shape == D.basis.shape == (48, 6, 6)
+    assert G.basis.shape == D.basis.shape == (1, 48, 6, 6)
     assert G.net[-2].bias is None and D.net[1].bias is None and D.linear.bias is None and G.linear.bias is None
     x = torch.randn(3, 3, 48, 48)
-    torch.testing.assert_close(D(x), D.linear(torch.einsum("cij,ncij->nc", D.basis, D.net(x)))[:, 0])
+    torch.testing.assert_close(D(x), D.linear(torch.einsum("cij,ncij->nc", D.basis[0], D.net(x)))[:, 0])
+
+
+def test_maps_are_channels_last():
+    """Catches maps that are not in the layout of the weights: on CUDA, their upsampling is slow, although nothing else tells."""
+    G, _, _ = m.build(settings("r3gan", "--size", "32"))
+    layouts = []
+    for layer in G.net[:-1]:
+        layer.register_forward_pre_hook(lambda layer, maps: layouts.append(maps[0].stride(1)))
+    G(torch.randn(2, 8))
+    assert layouts == [1] * (len(G.net) - 1)
 
 
 def test_stages():
@@ -165,7 +175,7 @@ def test_stem(stem):
     flags = ["--size", "48", "--width", "2", "--stem", str(stem)]
     assert len(m.stages(settings("r3gan", *flags))) == {1: 4, 2: 3, 4: 2}[stem]
     G, D, _ = build("r3gan", *flags)
-    assert G.basis.shape[1:] == D.basis.shape[1:] == (6, 6)
+    assert G.basis.shape[2:] == D.basis.shape[2:] == (6, 6)
     sizes = []
     for layer in (*G.modules(), *D.modules()):
         if isinstance(layer, m.Block):
@@ -189,7 +199,7 @@ def test_the_two_penalties_by_name():
     """Catches r1 and r2 exchanged in the log, and penalties in a step that has none."""
     G, D, opt_G, opt_D, batches, _ = toys("r3gan")
     x = batches[0].clone().requires_grad_()
-    before = m.zero_centered_penalty(x, D(x)).item()
+    before = m.zero_centered_penalty(x, D(x)).mean().item()
     metrics = m.train_step(G, D, opt_G, opt_D, iter(batches), settings("r3gan"), 2.0)
     assert metrics["r1"].item() == pytest.approx(before) and abs(metrics["r2"].item() - before) > 1e-6
 
@@ -244,5 +254,5 @@ def test_penalties_are_in_float32(monkeypatch):
     D.net[2].register_forward_hook(lambda layer, inputs, out: inside.append(out.dtype))
     opt_G, opt_D = torch.optim.SGD(G.parameters(), 0.01), torch.optim.SGD(D.parameters(), 0.01)
     m.train_step(G, D, opt_G, opt_D, iter([torch.rand(8, 3, 16, 16)]), args, 2.0)
-    assert kinds == [(torch.float32, torch.float32)] * 2
-    assert inside[:2] == [torch.float32] * 2 and all(kind == torch.bfloat16 for kind in inside[2:])
+    assert kinds == [(torch.float32, torch.float32)]
+    assert inside[0] == torch.float32 and inside[1:] == [torch.bfloat16] * 2
