@@ -76,8 +76,8 @@ NOT_FROM_CHECKPOINT = {
     "weights",
 }
 
-# Errors that are no fault of the file: no permission, a disk or a network that fails, too many open files.
-NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+# Errors that are no fault of the file: no permission, a disk or a network that fails, too many open files, no memory.
+NOT_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM)
 
 
 def fail(message: str, code: int = 2):
@@ -396,7 +396,7 @@ def is_run(folder: str) -> bool:
 def is_output(folder: str) -> bool:
     """Whether scripts have written images to a folder: it is in a run, or holds samples, translations or scores."""
     real = Path(os.path.realpath(folder))
-    if os.path.exists(real / ".written"):
+    if written(real):
         return True
     # a link can lead into a run; of real folders, find_images would have met the run above them before
     places = [real, *real.parents] if os.path.islink(folder) else [real]
@@ -620,7 +620,7 @@ def load_images(args: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
         names, left_out = image_names(args)
         make = functools.partial(decode, folder=args.path, fit=args.fit)
         fit = args.fit
-        content = repr([(name, size_and_times(Path(args.path, name))) for name in names])
+        content = repr([(name, size_and_time(Path(args.path, name))) for name in names])
 
     # One folder for each source and shape of images. The key changes when any file does; the old cache then goes.
     # "v2" is the version of decode(): another version needs another number.
@@ -744,16 +744,13 @@ def print_line(text: str):
         print(text, file=sys.stderr)
 
 
-def size_and_times(file: Path) -> tuple[int, int, int] | None:
-    """Bytes, and times of the last changes of a file's content and of its entry, in nanoseconds; None if unreadable.
-
-    The second time tells of a file that was exchanged for one as old and as large. A link to nothing is unreadable.
-    """
+def size_and_time(file: Path) -> tuple[int, int] | None:
+    """Bytes, and time of the last change in nanoseconds, of a file; None if they cannot be read (a link to nothing)."""
     try:
         stat = os.stat(file)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def digest(text: str) -> str:
@@ -1083,7 +1080,7 @@ def written(folder: Path) -> list[str]:
 
 
 def write_list(folder: Path, names: list[str]):
-    """Write .written; without names, remove it: it would still mark the folder as one of our outputs."""
+    """Write .written; without names, remove it."""
     if not names:
         (folder / ".written").unlink(missing_ok=True)
         return
@@ -1121,7 +1118,7 @@ def write_samples(args: argparse.Namespace, generate, labels: list[dict[str, str
     ):
         while len(rows) < args.sample:
             missing = args.sample - len(rows)
-            # on the CPU before atomic(), which would take an error of the GPU for one of the disk
+            # on the CPU before atomic(), which would mistake an error of the GPU for one of the disk
             for image in generate()[:missing].float().cpu():
                 row = {"image": names[len(rows)]}
                 if labels:
@@ -1362,7 +1359,7 @@ class Run:
         self.check_finite(values)
 
         if self.step > self.start or self.start == 0:  # a resumed run has drawn its first grid before
-            # on the CPU before atomic(), which would take an error of the GPU for one of the disk
+            # on the CPU before atomic(), which would mistake an error of the GPU for one of the disk
             grid = make_grid(self.sample().float().cpu(), normalize=True, value_range=(-1, 1))
             atomic(self.out / "samples" / f"{self.step:06d}.png", lambda file: save_image(grid, file, "png"))
             self.events.add_image("samples", grid, self.step)

@@ -26,8 +26,8 @@ the table, which is what a perfect generator would get. What each metric detects
     readable    Built-in faces only: share of samples that faces.py can read as a face.
     combos      Built-in faces only, detects missing combinations: how many of the 132 combinations of hair and eyes
                 are shown by at least 3 of 2,000 samples (0.15 % of --count).
-    hair, ...   Conditional runs on the built-in faces: of the samples that labels.csv asked for hair, eyes, face or
-                glasses, the share that shows what was asked. Samples that cannot be read count as wrong.
+    hair, ...   Conditional runs on the built-in faces: share of samples that show the hair, eyes, face or glasses that
+                labels.csv asked for, among those that were asked for one. Samples that cannot be read count as wrong.
     NMI         infogan.py on the built-in faces: normalized mutual information of its category and the attribute that
                 it matches best, among the samples in which that attribute can be read, times the share of such samples.
                 0 by chance; at most 0.58 for glasses, 0.73 for the skin, 0.91 for hair or eyes.
@@ -699,7 +699,7 @@ def main(argv=None) -> list[dict]:
 
 
 def compare(args: argparse.Namespace, weights: str | None) -> list[dict]:
-    """Score all rows, print the table, and write it and the pictures to --out."""
+    """Score all rows, write the table and the pictures to --out, and print the table."""
     real, names = load(None if args.real == "faces" else args.real, args)
     reference, chosen = choose_images(real, names, args)
     rows, neighbors = score_rows(reference, chosen, weights, args)

@@ -149,7 +149,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=200_000, help="all training steps, including those before --resume"
+        "--steps", type=common.between(1), default=200_000, help="training steps, including those before --resume"
     )
     group.add_argument(
         "--batch",
@@ -426,7 +426,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
-    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
+    # A parameter that the loss does not use gets a gradient of 0, so that one process trains like several.
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

@@ -116,7 +116,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -140,7 +140,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def widths(args) -> list[int]:
-    """Channels of the feature maps, from the highest resolution, S/2 x S/2, to the lowest (4 x 4 to 7 x 7, by --size).
+    """Channels of the feature maps, from S/2 x S/2 pixels to the smallest (4 x 4 to 7 x 7, depending on --size).
 
     They double where the resolution halves, up to 8 times --width: --size 64 --width 64 gives [64, 128, 256, 512].
     """
@@ -277,7 +277,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
-    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
+    # A parameter that the loss does not use gets a gradient of 0, so that one process trains like several.
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

@@ -376,7 +376,9 @@ def main(argv=None):
             looks = write(args.folder, range(args.count), args)
             write_labels(args.folder, looks)
     except OSError as error:
-        parser.exit(1, f"error: cannot write to {args.folder} ({error.strerror}): make room or choose another folder\n")
+        parser.exit(
+            1, f"error: cannot write to {args.folder} ({error.strerror or error}): make room or choose another folder\n"
+        )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--width",
         type=common.between(1),
         default=32,
-        help="channels of G's largest map, doubled at each smaller one; more gives finer images and slower steps",
+        help="channels of G's largest map, doubled at each smaller one, up to 16 times; more is finer and slower",
     )
     group.add_argument(
         "--ema",
@@ -115,7 +115,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=8, help="images per update, summed over all processes"
@@ -275,7 +275,7 @@ class Discriminator(nn.Module):
         self.quarter = self.decoder(w[-2], args)
 
     def decoder(self, c: int, args) -> nn.Sequential:
-        """(N, c, 4, 4) -> images (N, C, S/2, S/2) in [-1, 1], above 256 px (N, C, 128, 128); 4 stands for 4 to 7."""
+        """(N, c, base, base) -> images (N, C, S/2, S/2) in [-1, 1], but at most 32 base wide; base is 4 to 7."""
         doublings = min(5, len(widths(args)) - 2)
         narrow = [max(args.width, c >> (k + 3)) for k in range(doublings)]  # c/8, c/16, ..., at least the width
         layers = [up(c_in, c_out, conv) for c_in, c_out in itertools.pairwise([c, *narrow])]
@@ -417,7 +417,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
-    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
+    # A parameter that the loss does not use gets a gradient of 0, so that one process trains like several.
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -565,6 +565,12 @@ def latents(args) -> Iterator[Tensor]:
             yield noise(args.batch, args)
 
 
+def draw(G_ema: nn.Module, z: Tensor, args) -> Tensor:
+    """Images (N, C, S, S) of z (N, z_dim); above 128 px in parts: a whole grid would take more memory than a step."""
+    part = max(8, common.GRID * 128**2 // args.size**2)
+    return torch.cat([G_ema(some) for some in z.split(part)])
+
+
 def sample(G_ema: nn.Module, args):
     """Write the images of --sample, --seeds or --walk, drawn by the moving average of the checkpoint."""
     saved = common.read_checkpoint(args.checkpoint, args.script)
@@ -594,8 +600,7 @@ def main(argv=None) -> dict:
     fixed_z = noise(common.GRID, args)
 
     def draw_grid() -> Tensor:
-        # 8 at a time: large images, all 64 at once, would need far more memory than a step
-        return torch.cat([G_ema(z) for z in fixed_z.split(8)])
+        return draw(G_ema, fixed_z, args)
 
     if args.grid:
         common.write_grid(args, draw_grid)
@@ -614,7 +619,7 @@ def main(argv=None) -> dict:
             update_ema(G_ema, G, decay)
             run.log(metrics)
             if run.due():  # every --save-every steps, at the end, and after Ctrl-C
-                measure_statistics(G_ema, lambda: torch.cat([G_ema(z) for z in noise(common.GRID, args).split(8)]))
+                measure_statistics(G_ema, lambda: draw(G_ema, noise(common.GRID, args), args))
                 run.save(state)
 
     if world > 1:

@@ -12,9 +12,9 @@ a grouped 3x3 convolution, and a 1x1 projection that starts at zero.
 
 Differs from the authors' code: channels double from the largest map to the smallest, up to 8 times (theirs for FFHQ:
 768 from 4 to 32 pixels, then half at each size); batch 64 (FFHQ: 256); no augmentation; G learns from the noise and the
-real images that D has just seen; --ema is constant (FFHQ: a half-life that rises to 500,000 images); the schedules span
---anneal steps (theirs: 20 million images). Samples come from an exponential moving average of G's weights (arXiv
-1710.10196).
+real images that D has just seen; --ema is constant after a short warm-up (FFHQ: a half-life that rises to 500,000
+images); the schedules span --anneal steps (theirs: 20 million images). Samples come from an exponential moving average
+of G's weights (arXiv 1710.10196).
 
 As in that code, learning rates fall to a quarter, and gamma and 1 - beta2 to a tenth, along a cosine, and then stay
 there; --anneal should equal --steps. The authors' gamma is 0.05 for CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64
@@ -48,7 +48,7 @@ from torch.nn.functional import interpolate, softplus
 
 import common
 
-# Without --path, these values replace the defaults: for minutes on a CPU.
+# Without --path, these values replace the defaults: for some minutes on a CPU.
 PRESET = {
     "size": 32,
     "width": 32,
@@ -152,7 +152,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--steps", type=common.between(1), default=50_000, help="all training steps, including those before --resume"
+        "--steps", type=common.between(1), default=50_000, help="training steps, including those before --resume"
     )
     group.add_argument(
         "--batch", type=common.between(2), default=64, help="images per update, summed over all processes"
@@ -235,7 +235,7 @@ class Generator(nn.Module):
         c, blocks = levels[0]
 
         # (N, z_dim) -> (N, c, base, base): a learned map whose channels are scaled by numbers that depend on z
-        self.basis = nn.Parameter(torch.randn(1, c, base, base))  # four dimensions, for the layout that build() sets
+        self.basis = nn.Parameter(torch.randn(c, base, base))
         self.linear = nn.Linear(args.z_dim, c, bias=False)
         layers = [Block(c, depth) for _ in range(blocks)]
         # (N, c, s, s) -> (N, c_out, 2s, 2s), up to (N, width, S/stem, S/stem)
@@ -248,7 +248,10 @@ class Generator(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(self.basis * self.linear(z)[:, :, None, None])
+        x = self.basis * self.linear(z)[:, :, None, None]
+        if x.device.type != "mps":
+            x = x.contiguous(memory_format=torch.channels_last)  # as the weights (see build()), for fast upsampling
+        return self.net(x)
 
 
 class Discriminator(nn.Module):
@@ -271,7 +274,7 @@ class Discriminator(nn.Module):
             c = c_out
         self.net = nn.Sequential(*layers)
         # (N, c, base, base) -> (N, c) by a depthwise convolution as wide as the map -> (N,)
-        self.basis = nn.Parameter(torch.randn(1, c, base, base) / base)
+        self.basis = nn.Parameter(torch.randn(c, base, base) / base)
         self.linear = nn.Linear(c, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -329,8 +332,9 @@ def train_step(G, D, opt_G, opt_D, data, args, gamma: float) -> dict[str, Tensor
     x_real = next(data)  # this process's share of a batch: (N, C, S, S) in [-1, 1]
     with autocast(args):
         x_fake = G(noise(len(x_real), args)).float()  # with gradients for G: (2) backpropagates through it
-    # Outside autocast, so that the penalties are computed in float32. Detached, so that they can differentiate with
-    # respect to the images, while G gets no gradients. One pass for both, because no layer of D mixes images.
+    # Outside autocast, so that the penalties are computed in float32. Detached, so that G gets no gradients; with
+    # requires_grad, so that the penalties can differentiate with respect to the images. One pass for real and generated
+    # images, because no layer of D mixes images.
     images = torch.cat([x_real, x_fake]).detach().requires_grad_(gamma > 0)
     scores = D(images)
     loss_D = d_loss(*scores.chunk(2))
@@ -376,7 +380,7 @@ def step(opt: torch.optim.Optimizer, loss: Tensor):
     loss.backward()
 
     params = [p for group in opt.param_groups for p in group["params"]]
-    # A parameter that the loss does not use gets a zero: all_reduce needs one, and one process must train like several.
+    # A parameter that the loss does not use gets a gradient of 0, so that one process trains like several.
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)

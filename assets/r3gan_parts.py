@@ -35,7 +35,7 @@ def with_act(argv):
     return args
 
 
-part, *argv = sys.argv[1:] or ["nothing"]
+part, *argv = sys.argv[1:] or sys.exit(__doc__)
 if part == "dcgan-networks":
     r3gan.parse_args = with_act
     r3gan.Generator, r3gan.Discriminator = dcgan.Generator, wgan_gp.Discriminator

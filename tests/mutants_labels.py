@@ -105,7 +105,7 @@ MUTANTS = [
     ("compare", "return files & listed if listed else files", "return files", "test_compare.py::test_files_of_the_user_stay"),
     ("common", "    if foreign:\n", "    if False:\n", "test_compare.py::test_files_of_the_user_stay"),
     # what the user has, and what scripts write
-    ("common", '    if os.path.exists(real / ".written"):\n', "    if False:\n", "test_outputs.py::test_outputs_are_no_training_images"),
+    ("common", '    if written(real):\n', "    if False:\n", "test_outputs.py::test_outputs_are_no_training_images"),
     ("common", "return is_settings(Path(files[0])) or sum(", "return sum(", "test_outputs.py::test_outputs_are_no_training_images"),
     ("common", "[real, *real.parents] if os.path.islink(folder) else [real]", "[real]", "test_outputs.py::test_outputs_are_no_training_images"),
     ("common", 'tables = [] if labels is None else ["labels.csv"]', 'tables = ["labels.csv"]', "test_outputs.py::test_a_table_beside_samples_without_labels_stays"),

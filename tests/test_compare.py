@@ -750,6 +750,8 @@ def test_a_refused_comparison_leaves_no_list(folder, tmp_path):
     with pytest.raises(SystemExit):
         compare.main([str(images), str(folder), "--count", "10", "--out", str(images / "a")])
     assert not list(images.rglob(".written"))
+    (images / "a/.written").touch()  # from an older version
+    assert len(common.find_images(str(images), "elsewhere")[0]) == len(list(folder.glob("*.png")))
 
 
 def test_a_checkpoint_without_settings_is_not_a_folder_of_images(folder, run_folder, tmp_path, capsys):

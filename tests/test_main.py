@@ -76,8 +76,7 @@ def test_batchnorm_counts_every_pass_in_training(any_script, images, tmp_path, m
                 assert layer.running_mean.abs().sum() > 0
     for layer in state["G_ema"].modules():
         if isinstance(layer, nn.BatchNorm2d):
-            parts = 8 if any_script == "lightweight_gan" else 1  # it draws 8 images at a time
-            assert layer.num_batches_tracked == 16 * parts  # of its own: see test_statistics.py
+            assert layer.num_batches_tracked == 16  # of its own: see test_statistics.py
 
 
 def decoders(D) -> list:
@@ -187,11 +186,9 @@ def test_the_grid_has_noise_of_the_flag_s_kind(script, folder, tmp_path, monkeyp
         monkeypatch.undo()
         monkeypatch.setattr(m, "noise", lambda n, args: drawn.append(noise(n, args)) or drawn[-1])
         assert len(drawn[0]) == 64  # the first noise of all is the grid's
-        rows = {tuple(row.tolist()) for row in drawn[0]}
-        if script == "lightweight_gan":  # draws 8 images at a time
-            seen = torch.cat([z for z in seen if tuple(z[0].tolist()) in rows]).split(64)
         grids = [z for z in seen if len(z) == 64]
         assert grids and all(torch.equal(z.unique(dim=0), grids[0].unique(dim=0)) for z in grids)
+        rows = {tuple(row.tolist()) for row in drawn[0]}
         assert all(tuple(row.tolist()) in rows for row in grids[0])
         assert (grids[0].abs().max() <= 1) == (kind == "uniform")
 

@@ -141,10 +141,10 @@ def test_D_mirrors_G():
     kinds = [[type(layer).__name__ for layer in net.net] for net in (G, D)]
     assert kinds[0].pop() == "PixelShuffle" and kinds[1].pop(0) == "PixelUnshuffle"
     assert kinds[0] == kinds[1][::-1] and kinds[0].count("Block") == 2 * 4 and kinds[0].count("Resample") == 3
-    assert G.basis.shape == D.basis.shape == (1, 48, 6, 6)
+    assert G.basis.shape == D.basis.shape == (48, 6, 6)
     assert G.net[-2].bias is None and D.net[1].bias is None and D.linear.bias is None and G.linear.bias is None
     x = torch.randn(3, 3, 48, 48)
-    torch.testing.assert_close(D(x), D.linear(torch.einsum("cij,ncij->nc", D.basis[0], D.net(x)))[:, 0])
+    torch.testing.assert_close(D(x), D.linear(torch.einsum("cij,ncij->nc", D.basis, D.net(x)))[:, 0])
 
 
 def test_maps_are_channels_last():
@@ -175,7 +175,7 @@ def test_stem(stem):
     flags = ["--size", "48", "--width", "2", "--stem", str(stem)]
     assert len(m.stages(settings("r3gan", *flags))) == {1: 4, 2: 3, 4: 2}[stem]
     G, D, _ = build("r3gan", *flags)
-    assert G.basis.shape[2:] == D.basis.shape[2:] == (6, 6)
+    assert G.basis.shape[1:] == D.basis.shape[1:] == (6, 6)
     sizes = []
     for layer in (*G.modules(), *D.modules()):
         if isinstance(layer, m.Block):

@@ -414,7 +414,7 @@ def test_isolation(script):
     # real, generated, and mixed images or wrong pairs apart, each with its own statistics
     of_D, of_G = D_PASSES.get(script, (2, 1))
     if script == "r3gan":  # no BatchNorm: real and generated images in one pass
-        calls = [call for kind, training, size in calls for call in [(kind, training, 8)] * (size // 8)]
+        calls = [c for kind, mode, size in calls for c in [(kind, mode, 8 if kind is ToyD else size)] * (size // 8)]
     assert calls.count((ToyD, True, 8)) == 2 * (of_D * n + of_G), "another number of passes of D: see D_PASSES"
     assert calls.count((ToyG, True, 8)) == len(calls) - 2 * (of_D * n + of_G)
     assert [note["opt"] for note in notes] == (["D"] * n + ["G"]) * 2
