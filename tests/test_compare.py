@@ -613,20 +613,27 @@ def test_a_perfect_generator_scores_like_the_first_row(tmp_path):
     assert real["recall"] == pytest.approx(perfect["recall"], abs=0.1)
 
 
+def painted_run(out: Path, name: str) -> dict[str, dict]:
+    """A run of cgan_text2img.py whose samples are 24 painted faces; returns what each file shows."""
+    looks = {}
+    (out / "generated").mkdir(parents=True)
+    for i in range(24):
+        image, looks[name.format(i + 1)] = faces.paint(3, i, 32)
+        image.save(out / "generated" / name.format(i + 1))
+    (out / "args.json").write_text('{"script": "cgan_text2img", "size": 32}')
+    (out / "last.pt").write_bytes(b"older than the samples")
+    os.utime(out / "last.pt", (1000, 1000))
+    return looks
+
+
 def test_labels_belong_to_the_image_that_their_row_names(tmp_path, monkeypatch, capsys):
     """Catches labels joined by position: sample_10_1.png sorts before sample_1_1.png, and a perfect generator would score 0."""
     monkeypatch.setattr(common, "FACES", 60)
     out = tmp_path / "run"
-    (out / "generated").mkdir(parents=True)
+    looks = painted_run(out, "sample_{}_1.png")
     lines = ["image,caption"]
-    for i in range(24):
-        image, look = faces.paint(3, i, 32)
-        image.save(out / f"generated/sample_{i + 1}_1.png")
-        lines.append(f"sample_{i + 1}_1.png,{look['hair']} hair {look['eyes']} eyes")
+    lines += [f"{name},{look['hair']} hair {look['eyes']} eyes" for name, look in looks.items()]
     (out / "generated/labels.csv").write_text("\n".join(lines) + "\n")
-    (out / "args.json").write_text('{"script": "cgan_text2img", "size": 32}')
-    (out / "last.pt").write_bytes(b"older than the samples")
-    os.utime(out / "last.pt", (1000, 1000))
 
     def obeyed() -> tuple[float, float]:
         row = compare.main(["faces", str(out), "--count", "24", "--out", str(tmp_path / "out")])[1]
@@ -728,17 +735,12 @@ def test_what_was_not_asked_for_is_not_scored(tmp_path, monkeypatch):
     """Catches captions that name only hair or only eyes, whose other half would count as disobeyed."""
     monkeypatch.setattr(common, "FACES", 60)
     out = tmp_path / "run"
-    (out / "generated").mkdir(parents=True)
-    lines = ["image,caption"]
-    for i in range(24):
-        image, look = faces.paint(3, i, 32)
-        image.save(out / f"generated/{i}.png")
-        lines.append(f"{i}.png,{look['hair']} hair" if i % 2 else f"{i}.png,{look['eyes']} eyes")
-    (out / "args.json").write_text('{"script": "cgan_text2img", "size": 32}')
-    (out / "last.pt").write_bytes(b"older than the samples")
-    os.utime(out / "last.pt", (1000, 1000))
-    for text, expected in ((lines, {"hair": 1, "eyes": 1}), (["image,hair", *(f"{i}.png," for i in range(24))], {})):
-        (out / "generated/labels.csv").write_text("\n".join(text) + "\n")
+    looks = painted_run(out, "{}.png")
+    halves = [f"{name},{look['hair']} hair" for name, look in list(looks.items())[:12]]
+    halves += [f"{name},{look['eyes']} eyes" for name, look in list(looks.items())[12:]]
+    nothing = [f"{name}," for name in looks]
+    for head, lines, expected in (("caption", halves, {"hair": 1, "eyes": 1}), ("hair", nothing, {})):
+        (out / "generated/labels.csv").write_text("\n".join([f"image,{head}", *lines]) + "\n")
         row = compare.main(["faces", str(out), "--count", "24", "--out", str(tmp_path / "out")])[1]
         assert {name: row[name] for name in faces.ATTRIBUTES if not math.isnan(row[name])} == expected
 
