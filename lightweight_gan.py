@@ -567,8 +567,8 @@ def latents(args) -> Iterator[Tensor]:
 
 def draw(G_ema: nn.Module, z: Tensor, args) -> Tensor:
     """Images (N, C, S, S) of z (N, z_dim); above 128 px in parts: a whole grid would take more memory than a step."""
-    part = max(8, common.GRID * 128**2 // args.size**2)
-    return torch.cat([G_ema(some) for some in z.split(part)])
+    n = max(8, common.GRID * 128**2 // args.size**2)  # all 64 up to 128 px, 16 at 256, 8 at 512
+    return torch.cat([G_ema(part) for part in z.split(n)])
 
 
 def sample(G_ema: nn.Module, args):

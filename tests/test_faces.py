@@ -180,3 +180,7 @@ def test_command_writes_two_domains(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:  # nothing is overwritten
         faces.main([str(tmp_path / "d")])
     assert error.value.code == 2 and "in use" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as error:
+        faces.main([str(tmp_path / "file/below"), "--count", "2"])
+    assert error.value.code == 1 and "cannot write to" in capsys.readouterr().err
