@@ -11,12 +11,13 @@ read captions, and G to follow them.
 Differs from the paper: the text encoder is not pretrained but learns together with the networks, one encoder in G and
 one in D. It takes the mean of learned vectors, one for each word and each pair of neighboring words of the caption,
 because a bag of words alone cannot tell "blue hair red eyes" from "red hair blue eyes". --embeddings takes vectors of
-any other encoder instead. The networks are DCGAN's (authors: with residual blocks). Samples come from an exponential
-moving average of G's weights (arXiv 1710.10196); without prompts, they show training captions in turn.
+any other encoder instead. The networks are DCGAN's (authors: with residual blocks), and learning rates do not decay
+(authors: halved every 100 epochs). Samples come from an exponential moving average of G's weights (arXiv 1710.10196);
+without prompts, they show training captions in turn.
 
-Off by default, from a student's report: a fourth kind of pair (--wrong-image: a caption with another real image), label
-smoothing (--real-label 0.9), and two terms that pull G to the real image, in D's score (--l2 100) and in pixels
-(--l1 50).
+Off by default, from a student's report: a fourth kind of pair (--wrong-image: a caption with another real image; the
+authors' code has it in place of Algorithm 1's wrong pair), label smoothing (--real-label 0.9), and two terms that pull
+G to the real image, in D's score (--l2 100) and in pixels (--l1 50).
 
     python cgan_text2img.py                                              # built-in faces, minutes on a CPU
     python cgan_text2img.py --path data/faces --labels data/faces/tags.csv --out runs/tags     # painted by faces.py
@@ -229,7 +230,8 @@ def encode(captions: list[str], args) -> Tensor:
 def text_encoder(args) -> nn.Module:
     """t, numbers of words (N, L) or embeddings (N, text_dim) -> encoded captions (N, ENCODED)."""
     # The mean of the vectors of all words and pairs; padding_idx leaves out the zeros behind them. It is made even if
-    # --embeddings does not need it, so that the random numbers for the other weights stay the same.
+    # --embeddings does not need it, so that the random numbers for the other weights stay the same. Both keep torch's
+    # initial weights.
     bag = nn.EmbeddingBag(len(args.words) + 1, ENCODED, padding_idx=0)
     first = nn.Linear(args.text_dim, ENCODED) if args.text_dim else bag
     return nn.Sequential(first, nn.LeakyReLU(0.2))
@@ -291,7 +293,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -13,8 +13,9 @@ pixels, and is also shown older generated images.
 The generator's layers have the names and the order of the authors' PyTorch code, so that their published weights load
 (--weights). The identity loss is on, as in that code (paper: for paintings only). What differs from that code: the
 schedule of the learning rates is given in steps, 100,000 and 100,000 (authors: 100 and 100 epochs, of 1,334 steps on
-horse2zebra), and ends at 0; images are cropped to the central square (authors: squeezed); grids and --translate use an
-exponential moving average of the generators' weights (arXiv 1710.10196).
+horse2zebra), and ends at 0; images are cropped to the central square (authors: squeezed), and those of B come in
+shuffled order (authors: drawn with replacement); grids and --translate use an exponential moving average of the
+generators' weights (arXiv 1710.10196).
 
     python cyclegan.py                                             # black-haired to blonde faces, minutes on a CPU
     python cyclegan.py --path data/horse2zebra                     # trainA trainB, and testA testB if there are any
@@ -296,7 +297,7 @@ def init_weights(module: nn.Module):
 
 
 def d_loss(real: Tensor, fake: Tensor, mode: str = "lsgan") -> Tensor:
-    """Halved, which slows D down relative to G (section 7.1)."""
+    """Halved (section 7.1), to slow D down: with Adam, which divides by the size of the gradients, without effect."""
     if mode == "lsgan":
         return (((real - 1) ** 2).mean() + (fake**2).mean()) / 2
     return (softplus(-real).mean() + softplus(fake).mean()) / 2  # -E log sigmoid(real) - E log(1 - sigmoid(fake))

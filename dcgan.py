@@ -9,9 +9,10 @@ of D), and the non-saturating loss, computed from logits. lsgan.py, wgan.py, wga
 the training loop or D.
 
 Differs from the paper, like most implementations today (dcgan.torch, pytorch/examples): 4x4 kernels (authors: 5x5),
-width 64 (128), batch 64 (128), normal noise (uniform). D and G are both updated on every batch, and G learns from the
-images that D has just seen. Samples come from an exponential moving average of G's weights (arXiv 1710.10196). Not in
-the paper, and off by default: --real-label, --fake-label, --dropout, --g-steps, --act lrelu.
+width 64 (128), batch 64 (128), normal noise (uniform), no weight decay (authors' code: 1e-5). D and G are both updated
+on every batch, and G learns from the images that D has just seen. Samples come from an exponential moving average of
+G's weights (arXiv 1710.10196). Not in the paper, and off by default: --real-label, --fake-label, --dropout, --g-steps,
+--act lrelu.
 
     python dcgan.py                                               # built-in faces, a few minutes on a CPU
     python dcgan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -196,7 +197,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

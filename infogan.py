@@ -12,16 +12,17 @@ Q(c | x) is a softmax for the category and a Gaussian of standard deviation 1 fo
 and half the squared error. L_I is in D's step and in G's step, as in the authors' code: the weights of Q belong to D's
 optimizer.
 
-Differs from the paper: z is normal (paper: uniform, with which G showed little but the code). D has spectral
+Differs from the paper: z is normal (authors' code: uniform, with which G showed little but the code). D has spectral
 normalization, as in sngan.py (paper: BatchNorm), and so has Q: only then did the category become visible on anime
 faces. Learning rates and Adam's betas are also those of sngan.py: with the authors' (1e-3 for G, 2e-4 for D; 0.5 and
 0.999), training on anime faces collapsed. The preset is close to the authors' values (all measured: README,
 Experiments).
 
-G learns with the non-saturating loss (or --adv lsgan), from the noise and codes that D has just seen (authors: new
-ones). Q is one linear layer, and the standard deviation is not learned (as in the authors' code for digits). lambda is
-0.1 for the numbers (authors: 1). There are 8 categories, the columns of a grid (paper: 10, for ten digits). Otherwise,
-the networks are DCGAN's. Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+As in the authors' code, G learns with the non-saturating loss (or --adv lsgan), but from the noise and codes that D
+has just seen (theirs: new ones). Q is one linear layer. As in their code for digits, the code is one category and two
+numbers, and the standard deviation is not learned; the category has 8 values, the columns of a grid (digits: 10; the
+paper's faces: ten categories of 10 values, no numbers). lambda is 0.1 for the numbers (digits: 1). Otherwise, the
+networks are DCGAN's. Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
 
     python infogan.py                                               # built-in faces, a few minutes on a CPU
     python infogan.py --path data/anime --size 64 --out runs/anime  # any folder of images, no labels
@@ -262,7 +263,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if is_parametrized(module):
         return  # see conv()
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

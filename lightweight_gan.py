@@ -10,14 +10,17 @@ must describe real images so well that two small decoders can reconstruct them, 
 it. D sees every image, real or generated, only after a random augmentation T (DiffAugment, arXiv 2006.10738: color,
 translation and cutout), so that it cannot simply memorize the images.
 
-Differs from the authors' code, in G: no noise injection, no spectral normalization, and only one convolution per block;
-channels double from map to map, up to 16 times the width; leaky ReLU in the skips, as in the paper (their code: Swish).
-Samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+As in the authors' code, samples come from an exponential moving average of G's weights (arXiv 1710.10196).
+
+Differs from that code, in G: no noise injection, no spectral normalization, and only one convolution per block;
+channels double from map to map, up to 16 times the width; leaky ReLU in the skips, as in the paper (their code: Swish);
+one image (theirs: a second one, of 128 px, from an earlier map).
 
 In D: no skips, one size of the image, and no BatchNorm but in its decoders (with it, variety was lost on the painted
-faces: assets/experiments.md). One convolution (theirs: two) gives one score for the whole image (theirs: one for each
-position of the last map, which at 48 px would see 30 pixels). Two decoders (theirs: three), compared by L1 (theirs:
-LPIPS, whose weights would be a download).
+faces: assets/experiments.md). Its last two maps are some 8 and 4 pixels wide (theirs: 16 and 8). One convolution
+(theirs: two) gives one score for the whole image (theirs: one for each window of 4x4 of the map of 8 pixels, and as
+many for the second image). Two decoders (theirs: three), compared by L1 (theirs: LPIPS, whose weights would be a
+download).
 
 In training: plain hinge loss (theirs: with random margins); cutout among the augmentations, and new ones for G's step
 (theirs: those of D's step); sizes below 256 px.
@@ -291,7 +294,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if is_parametrized(module):
         return  # conv() has initialized it
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -333,7 +336,7 @@ def reconstruction_loss(D: Discriminator, x: Tensor, large: Tensor, small: Tenso
 
 
 def augment(x: Tensor, policy: list[str]) -> Tensor:
-    """Images (N, C, S, S), each augmented at random at every call; differentiable (arXiv 2006.10738, appendix)."""
+    """Images (N, C, S, S), each augmented at random at every call; differentiable (arXiv 2006.10738 and its code)."""
     n, _, s, _ = x.shape
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -7,7 +7,7 @@ the cross-entropy. A generated image whose score is far from c gives G a gradien
 default, they are 0, 1, 1. With -1, 1, 0 (--fake-label -1 -1 --g-label 0), G minimizes a Pearson chi^2 divergence
 (section 3.2).
 
-Differs from the paper: DCGAN's networks and optimizer (the paper: larger networks, uniform z of 1024, learning rate
+Differs from the paper: DCGAN's networks and optimizer (the paper: a deeper G, uniform z of 1024, learning rate
 1e-3), and means over the batch where the authors' code has sums. Samples come from an exponential moving average of
 G's weights (arXiv 1710.10196).
 
@@ -191,7 +191,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

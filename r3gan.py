@@ -12,9 +12,9 @@ a grouped 3x3 convolution, and a 1x1 projection that starts at zero.
 
 Differs from the authors' code: channels double from the largest map to the smallest, up to 8 times (theirs for FFHQ:
 768 from 4 to 32 pixels, then half at each size); batch 64 (FFHQ: 256); no augmentation; G learns from the noise and the
-real images that D has just seen; --ema is constant after a short warm-up (FFHQ: a half-life that rises to 500,000
-images); the schedules span --anneal steps (theirs: 20 million images). Samples come from an exponential moving average
-of G's weights (arXiv 1710.10196).
+real images that D has just seen; resampling repeats the border of a map (theirs: zeros); the schedules span --anneal
+steps (theirs: 20 million images). As there, samples come from an exponential moving average of G's weights (arXiv
+1710.10196), but its decay is constant after a short warm-up (FFHQ: a half-life that rises to 500,000 images).
 
 As in that code, learning rates fall to a quarter, and gamma and 1 - beta2 to a tenth, along a cosine, and then stay
 there; --anneal should equal --steps. The authors' gamma is 0.05 for CIFAR-10 (32 pixels), and 2 and 150 for FFHQ at 64
@@ -219,7 +219,7 @@ class Resample(nn.Module):
         if self.up:
             # spreads each pixel with the weights [1, 3, 3, 1] / 4 along each axis
             return interpolate(self.conv(x), scale_factor=2, mode="bilinear")
-        # its mirror image: averages with the weights [1, 3, 3, 1] / 8
+        # its mirror image, except at the border: averages with the weights [1, 3, 3, 1] / 8
         small = interpolate(x.float(), scale_factor=0.5, mode="bilinear", antialias=True)
         return self.conv(small)
 

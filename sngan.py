@@ -7,11 +7,13 @@ one power iteration per forward pass in training; D needs no BatchNorm. The hing
 betas are those of the authors' ResNet code.
 
 Differs from the authors' ResNet code: D is updated once per update of G (theirs: five times; assets/experiments.md has
-both). D is DCGAN's (the paper's plain network has more layers, some of 3x3, and slopes of 0.1), z of 100 (128), and the
-learning rate does not decay. Real images, generated images and G's step have one power iteration each (the paper: one
-per update). As in the paper, a convolution is normalized as the matrix (c_out, c_in k k) of its weights; the
-convolution itself may still have a larger norm. Samples come from an exponential moving average of G's weights (arXiv
-1710.10196).
+both). G and D are DCGAN's (theirs: residual; the paper's plain D has more layers, some of 3x3, and slopes of 0.1). G's
+batch is as large as D's (twice as large), z is 100 long (128), and the learning rate does not decay. Samples come from
+an exponential moving average of G's weights (arXiv 1710.10196).
+
+As in that code, real images, generated images and G's step have one power iteration each (Algorithm 1: one per update).
+As in the paper, a convolution is normalized as the matrix (c_out, c_in k k) of its weights; the convolution itself may
+still have a larger norm.
 
     python sngan.py                                               # built-in faces, a few minutes on a CPU
     python sngan.py --path data/anime --size 64 --out runs/anime  # any folder of images
@@ -199,7 +201,7 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module: nn.Module):
-    """Weights N(0, 0.02) (DCGAN, section 4), gains of BatchNorm N(1, 0.02), all biases 0 (dcgan.torch)."""
+    """Weights N(0, 0.02) (DCGAN, section 4); BatchNorm: gains N(1, 0.02), biases 0 (dcgan.torch); other biases 0."""
     if is_parametrized(module):
         return  # see conv()
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -227,7 +229,7 @@ def train_step(G, D, opt_G, opt_D, data, args) -> dict[str, Tensor]:
         with autocast(args):
             with torch.no_grad():  # G is not updated here
                 x_fake = G(noise(len(x_real), args))
-            # each pass has a power iteration of its own (the paper: one per update)
+            # each pass has a power iteration of its own (as in the authors' code; Algorithm 1: one per update)
             real = D(x_real)
             fake = D(x_fake)
             loss_D = d_loss(real, fake)
