@@ -243,7 +243,7 @@ def add_output_flags(parser: argparse.ArgumentParser, script: str, batchnorm: bo
             default="eval",
             help="BatchNorm statistics for --sample: those of the checkpoint (eval) or of each batch (batch)",
         )
-    group.add_argument("--checkpoint", help="checkpoint for --resume, --sample and --grid; None: OUT/last.pt")
+    group.add_argument("--checkpoint", help="checkpoint to resume or to draw from; None: OUT/last.pt")
 
 
 def flags_given(parser: argparse.ArgumentParser, argv) -> set[str]:
@@ -294,7 +294,10 @@ def parse(parser, argv, script: str, preset: dict, architecture: tuple[str, ...]
     if args.resume or args.finetune or args.sample or args.grid:
         take_from_checkpoint(parser, args, given, architecture)
     elif args.checkpoint:
-        parser.error("--checkpoint needs --resume, --sample or --grid: add one of them, or leave out --checkpoint")
+        parser.error(
+            "--checkpoint needs a flag that reads one, such as --resume, --sample, --seeds or --grid: add one of them, "
+            "or leave out --checkpoint"
+        )
     elif args.path is None:
         args.preset = True
         for name, value in preset.items():
@@ -662,7 +665,7 @@ def need_folder(path: str):
     if os.path.isdir(path):
         return
     if not os.path.exists(path):
-        fail(f"the folder {path} does not exist: choose a folder of images")
+        fail(f"the folder {path} does not exist: name a folder of images, with --path if a run has stored this one")
     # a checkpoint is a zip, too
     module = None
     if path.lower().endswith(".zip") and zipfile.is_zipfile(path):

@@ -220,10 +220,8 @@ def choose_images(real: np.ndarray, real_names: list[str], args) -> tuple[np.nda
     (count,) of those that are scored: {"real": (real, real_names, indices), "runs/dcgan": ...}.
     """
     if len(real) < 2 * args.count:
-        common.fail(
-            f"{args.real} has {len(real)} images: --count can be at most {len(real) // 2}, "
-            f"because half of them are the reference and half are the first row"
-        )
+        why = "because half of them are the reference and half are the first row"
+        refuse_count(f"{args.real} has {len(real)} images", len(real) // 2, f", {why}")
 
     # two halves without a common image: a perfect generator would score like one of them against the other
     order = np.random.default_rng(0).permutation(len(real))
@@ -244,9 +242,14 @@ def choose_images(real: np.ndarray, real_names: list[str], args) -> tuple[np.nda
             # at random; with the seed from above, the folder of the reals would be scored against itself
             indices = np.random.default_rng(1).permutation(len(images))
         if len(indices) < args.count:
-            common.fail(f"{name} has {len(indices)} images: --count can be at most {len(indices)}")
+            refuse_count(f"{name} has {len(indices)} images", len(indices))
         chosen[name] = (images, names, indices[: args.count])
     return reference, chosen
+
+
+def refuse_count(found: str, most: int, why: str = ""):
+    """End the process at a --count of more than `most`."""
+    common.fail(f"{found}: --count can be at most {most}{why}" if most >= 4 else f"{found}: too few to be scored{why}")
 
 
 def blocks(images: np.ndarray, indices: np.ndarray):

@@ -548,9 +548,11 @@ def domain(args, side: str, rank: int, world: int) -> tuple[common.Batches, Tens
     mine.seed = 2 * args.seed + (side == "B")
     if args.path is not None:
         common.need_folder(args.path)
+        for name in ("trainA", "trainB"):  # both, before the images of A are decoded
+            if not os.path.isdir(f"{args.path}/{name}"):
+                there = common.some_of(sorted(os.listdir(args.path)), 5) or "nothing"
+                common.fail(f"--path {args.path} must hold two folders, trainA and trainB: no {name}, but {there}")
         mine.path = f"{args.path}/train{side}"
-        if not os.path.isdir(mine.path):
-            common.fail(f"--path {args.path} must hold two folders, trainA and trainB: there is no train{side}")
 
     images, names = common.load_images(mine)
     rows = np.arange(len(images))
@@ -647,6 +649,13 @@ def translate_folder(G: Generator, out: str, args):
         common.fail(f"--translate {args.translate} holds no image: looked for {common.IMAGES}")
     if Path(out).resolve() == Path(args.translate).resolve():
         common.fail(f"--translate {args.translate} is where the results would go: choose another folder with --out")
+    # a later training leaves out the folders of results, with all that is in them
+    here = [name for name in common.find_images(out, "")[0] if "/" not in name]
+    foreign = sorted(set(here) - set(common.written(Path(out))))
+    if foreign:
+        common.fail(
+            f"{out} holds other images, such as {foreign[0]!r}: choose another folder for the results with --out"
+        )
     files = {name: output_name(name) for name in names}
     for name in names:
         if files[name] != name and files[name] in names:
@@ -671,9 +680,10 @@ def translate_files(G: Generator, files: dict[str, str], out: str, args):
         if len(pairs) < 16:
             for each in (image, translated):
                 pairs.append(common.pixels(common.square(each, args.size, args.fit), args.channels))
-    if pairs:
-        sheet = common.normalize(torch.from_numpy(np.stack(pairs)))
-        common.atomic(Path(out, "_sheet.png"), functools.partial(common.save_png, sheet))
+    if not pairs:
+        common.fail(f"--translate {args.translate}: none of the {len(files)} image files can be read", code=1)
+    sheet = common.normalize(torch.from_numpy(np.stack(pairs)))
+    common.atomic(Path(out, "_sheet.png"), functools.partial(common.save_png, sheet))
 
 
 def output_name(name: str) -> str:

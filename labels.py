@@ -26,6 +26,7 @@ import dataclasses
 import json
 import os
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,14 +41,20 @@ import faces
 COLORS = {"hair": faces.HAIR, "eyes": faces.EYES}
 # Words that may stand between a color and what has it.
 BETWEEN = ("and", "long", "short", "medium", "curly", "straight", "wavy", "big", "large", "small")
+NEGATIONS = ("no", "not", "without")
+# "red hair ribbon" says nothing of the hair
+ORNAMENTS = "(ribbon|bow|ornament|band|clip|tie|flower|pin|bobble|bead|stick|accessory)s?|accessories"
+# The likeliest first, as simplified() writes them.
 IMAGE_COLUMNS = (
-    *("file_name", "filename", "file", "image", "img"),
-    *("image_name", "image_file", "image_path", "imagepath", "img_name", "img_file", "img_path"),
-    *("file_path", "filepath", "path", "image_id", "img_id", "name", "id"),
+    *("filename", "file", "image", "img"),
+    *("imagename", "imagefile", "imagepath", "imgname", "imgfile", "imgpath"),
+    *("filepath", "path", "imageid", "imgid", "name", "id"),
 )
 TAG_SEPARATOR = "[,;\t]"  # after the id
 CAPTION_COLUMN = r"(text|captions?|tags|prompt)[ _]?\d*"
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of files that are looked into
+# Names of sub-folders that are parts of a data set rather than classes: train, val2017, test_1.
+SPLIT = r"(train|training|val|valid|validation|dev|test|testing)[_-]?\d*"
 BEGINNING = 64 * 1024  # bytes of such a file that tell what it is: a text beside the images may be huge
 
 # What a column of yes and no may say, in upper or lower case. It has either 0 or -1 for no, never both.
@@ -86,29 +93,23 @@ def find_source(args: argparse.Namespace, names: list[str], images: "Images") ->
     could be meant: never a guess.
     """
     if args.labels is None:
+        found = find_file(args, images)
+        if not found:
+            refuse_other_files(args.path, names, images)
+            refuse_splits(args.path, names)
         # stored, so that --resume takes the same source even if other files have come
-        args.labels = find_file(args, images) or args.path
+        args.labels = found or args.path
     if Path(args.labels).is_dir():
         return read_folders(args, names)
     return read_labels(args.labels, images)
 
 
 def find_file(args: argparse.Namespace, images: "Images") -> str | None:
-    """The only label file inside or next to --path, one whose first rows name an image of it; None if there is none."""
-    found = []
+    """The only label file inside or next to --path that names an image of it; None if there is none."""
     # next to a link as well as next to the folder that it leads to
     folders = dict.fromkeys([Path(os.path.abspath(args.path)), Path(args.path).resolve()])
     files = {file.resolve(): file for folder in folders for file in possible_files(folder)}
-    for file in sorted(files.values()):
-        try:
-            text = read_text(file, BEGINNING)
-        except (OSError, UnicodeError) as error:
-            common.print_line(f"left out: {file}, which may be a label file, but cannot be read ({error})")
-            continue
-        # a file that belongs to other images is none
-        if any(images.find(image) for image in first_images(text)):
-            found.append(str(file))
-
+    found = [str(file) for file in sorted(files.values()) if names_an_image(file, images)]
     if len(found) > 1:
         candidates = common.some_of(found, 9)
         common.fail(f"--path {args.path}: there are several label files; choose one with --labels: {candidates}")
@@ -117,17 +118,36 @@ def find_file(args: argparse.Namespace, images: "Images") -> str | None:
 
 def possible_files(folder: Path) -> list[Path]:
     """Files inside a folder and next to it whose suffix is that of a label file."""
-    files = []
     # data sets keep their table in the folder or, if that is images/, next to it
-    for place in (folder, folder.parent):
-        # the parent need not be ours
-        with contextlib.suppress(PermissionError):
-            files += [place / name for name in os.listdir(place) if name.lower().endswith(SUFFIXES)]
-    return sorted(file for file in files if os.path.isfile(file))
+    return [file for place in (folder, folder.parent) for file in files_in(place, SUFFIXES)]
 
 
-def first_images(text: str) -> list[str]:
-    """The images that the beginning of a label file names; [] if it is none."""
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of a folder, but not of those inside it, with one of these suffixes."""
+    # a folder next to --path need not be ours
+    with contextlib.suppress(OSError):
+        files = [folder / name for name in os.listdir(folder) if name.lower().endswith(suffixes)]
+        return sorted(file for file in files if os.path.isfile(file))
+    return []
+
+
+def names_an_image(file: Path, images: "Images") -> bool:
+    """Whether a file is a label file of these images; a file that belongs to others is none."""
+    try:
+        # its first images may be missing: then all of it
+        for count in (BEGINNING, -1):
+            found = images_named(read_text(file, count))
+            if not found:
+                return False
+            if any(images.find(image) for image in found):
+                return True
+    except (OSError, UnicodeError, csv.Error) as error:
+        common.print_line(f"left out: {file}, which may be a label file, but cannot be read ({error})")
+    return False
+
+
+def images_named(text: str) -> list[str]:
+    """The images that a label file, or its beginning, names; [] if it is none."""
     lines = [line for line in split_lines(text) if line.strip()]
     kind = label_format(lines)
     if kind == "tags":
@@ -150,6 +170,36 @@ def first_images(text: str) -> list[str]:
     return found
 
 
+def refuse_other_files(path: str, names: list[str], images: "Images"):
+    """End the process at a label file in a sub-folder, and at a text for each image: neither is read."""
+    insist = f"if the sub-folders are the classes, --labels {path}"
+    for folder in dict.fromkeys(os.path.dirname(name) for name in names if "/" in name):
+        for file in files_in(Path(path, folder), SUFFIXES):
+            if names_an_image(file, images):
+                common.fail(
+                    f"--path {path}: {file} names images, but only label files inside or next to --path are found: "
+                    f"use --path {file.parent}, or name a file with --labels ({insist})"
+                )
+    for name in names[:100]:
+        text = os.path.join(path, os.path.splitext(name)[0] + ".txt")
+        if os.path.isfile(text):
+            common.fail(
+                f"--path {path}: there are texts beside the images, such as {text}, which are not read: write them "
+                f"into one file, such as a CSV with the header image,caption ({insist})"
+            )
+
+
+def refuse_splits(path: str, names: list[str]):
+    """End the process if the sub-folders are parts of a data set, such as train and test."""
+    folders = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name)
+    splits = [folder for folder in folders if re.fullmatch(SPLIT, folder, re.IGNORECASE)]
+    if len(splits) > 1:
+        common.fail(
+            f"--path {path}: its sub-folders {', '.join(splits)} look like parts of a data set: use --path "
+            f"{path}/{splits[0]}, name a file with --labels, or, if they are the classes, use --labels {path}"
+        )
+
+
 def read_folders(args: argparse.Namespace, names: list[str]) -> Source:
     """The classes of the images in the sub-folders of --path; ends the process if there are fewer than two."""
     if Path(args.labels).resolve() != Path(args.path).resolve():
@@ -163,7 +213,11 @@ def read_folders(args: argparse.Namespace, names: list[str]) -> Source:
             rows.append(Row(name, [("class", clean(folder))], [clean(folder)]))
             below.setdefault(folder, set()).add(rest.rpartition("/")[0].partition("/")[0])
     refuse_no_classes(args.path, below)
-    return Source(f"the sub-folders of {args.path}", rows)
+    source = Source(f"the sub-folders of {args.path}", rows)
+    unread = [file.name for file in files_in(Path(args.path), (".json",))]
+    if unread:
+        source.notes.append(f"not looked into: {common.some_of(unread, 3)}; --labels reads JSON with an object a line")
+    return source
 
 
 def refuse_no_classes(path: str, below: dict[str, set[str]]):
@@ -199,8 +253,8 @@ def read_text(file: Path | str, count: int = -1) -> str:
     if len(raw) != count:
         return clean(raw.decode(encoding))
     # the last character and the last line may be cut
-    whole, _, _ = raw.decode(encoding, "ignore").rpartition("\n")
-    return clean(whole)
+    whole = split_lines(raw.decode(encoding, "ignore"))[:-1]
+    return clean("\n".join(whole))
 
 
 def read_whole(file: str) -> str:
@@ -229,11 +283,16 @@ def separator(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
+def simplified(column: str) -> str:
+    """ "File name", "file_name" and "FileName" are one name of a column."""
+    return re.sub(r"[\s_-]", "", column.lower())
+
+
 def columns_of_images(columns: list[str]) -> list[str]:
     """The columns whose name says that they name images, the likeliest first."""
     found = []
     for name in IMAGE_COLUMNS:
-        found += [column for column in columns if column.lower() == name]
+        found += [column for column in columns if simplified(column) == name]
     return found
 
 
@@ -255,9 +314,13 @@ def label_format(lines: list[str]) -> str:
     header = [cell.strip(' "') for cell in first.split(separator(first))]
     if len(header) > 1 and (columns_of_images(header) or any(is_caption(column) for column in header)):
         return "csv"
+    tag = re.compile(r"\w[\s_]+(hair|eyes)\b|:\d+(\t|$)", re.IGNORECASE)
     # the first image may have no such tag
-    tag = re.compile(rf".+?{TAG_SEPARATOR}.*(\w[\s_]+(hair|eyes)\b|:\d+(\t|$))", re.IGNORECASE)
-    return "tags" if any(tag.match(line) for line in lines[:100]) else ""
+    for line in lines[:100]:
+        image, *tags = re.split(TAG_SEPARATOR, line, maxsplit=1)
+        if image and tags and tag.search(tags[0]):
+            return "tags"
+    return ""
 
 
 def read_labels(file: str, images: "Images | None" = None, groups: dict[str, list[str]] | None = None) -> Source:
@@ -268,12 +331,14 @@ def read_labels(file: str, images: "Images | None" = None, groups: dict[str, lis
     lines = split_lines(read_whole(file))
     if len(lines) > 1 and not lines[0].strip():
         common.fail(f"{file}: line 1 is empty; remove it")
+    if groups is None:
+        refuse_whole_json(file, lines)
     kind = label_format(lines)
     if kind == "tags":
         source = read_tags(file, lines)
         refuse_header(source, images)
     elif kind == "table":
-        source = from_columns(file, read_table(file, lines), images, groups)
+        source = from_columns(file, read_table(file, lines, images), images, groups)
     elif kind == "jsonl":
         source = from_columns(file, read_jsonl(file, lines), images, groups)
     # a header of names that are not known, or of a single group of the training
@@ -283,11 +348,37 @@ def read_labels(file: str, images: "Images | None" = None, groups: dict[str, lis
         source = Source(file, [])
 
     if not source.rows:
+        header = ",".join(groups or ["image", "caption"])
         common.fail(
             f"the labels {file} have no rows in a format of docs/data.md: choose another file, or "
-            f"rewrite it in one of these formats, such as a CSV with the header image,caption"
+            f"rewrite it in one of these formats, such as a CSV with the header {header}"
         )
+    if groups is not None:
+        check_drawing(source, groups)
     return source
+
+
+def check_drawing(source: Source, groups: dict[str, list[str]]):
+    """Say which groups rows to draw leave out; ends the process at two values of one group."""
+    for group in groups:
+        silent = [n for n, row in enumerate(source.rows, 1) if group not in dict(row.values)]
+        if silent:
+            common.print_line(f"{source.where}: {len(silent):,} rows say nothing of {group}, row {silent[0]} first")
+    for row in source.rows:
+        if len(dict(row.values)) < len(row.values):
+            shown = ", ".join(f"{group} {value}" for group, value in row.values)
+            common.fail(f"{source.where}: two values of one group in one row ({shown}); choose one of them")
+
+
+def refuse_whole_json(file: str, lines: list[str]):
+    """End the process at JSON that is not an object for each image: a list of them, or one of all names."""
+    first = lines[0].lstrip()
+    alone = not any(lines[1:]) and json_object(first)
+    if first.startswith("[") or (alone and not columns_of_images(list(alone))):
+        common.fail(
+            f"{file} is JSON without a line for each image: write it as JSON lines, such as "
+            '{"file_name": "0.png", "text": "a cat"}'
+        )
 
 
 def read_tags(file: str, lines: list[str]) -> Source:
@@ -305,7 +396,10 @@ def read_tags(file: str, lines: list[str]) -> Source:
         source.unknown.update(set(others))
     if source.unknown:
         most = [f"{tag} {count:,}" for tag, count in source.unknown.most_common()]
-        source.notes.append(f"ignored, because these colors are not known: {common.some_of(most, 9)}")
+        source.notes.append(
+            f"ignored, because these colors are not known: {common.some_of(most, 9)}; to use them, write a CSV with "
+            f"the header image,hair,eyes"
+        )
     return source
 
 
@@ -313,9 +407,11 @@ def refuse_header(source: Source, images: "Images | None"):
     """End the process if the first line of tags is a header, none of whose names is known."""
     if not images or len(source.rows) < 2:
         return
-    first = source.rows[0]
-    is_word = first.image.replace("_", "").isalpha() and not first.values
-    if is_word and not images.find(first.image) and all(images.find(row.image) for row in source.rows[1:20]):
+    first, *others = source.rows[:20]
+    is_word = re.fullmatch(r"[^\W\d_]+([\s_-][^\W\d_]+)*", first.image)
+    # "frame,black hair,smile" is one if no other line names a color
+    is_alone = not first.values or not any(row.values for row in others)
+    if is_word and is_alone and not images.find(first.image) and all(images.find(row.image) for row in others):
         common.fail(
             f"{source.where}: the header names no column of images: rename {first.image!r} to file_name, or remove the "
             f"line"
@@ -337,8 +433,13 @@ def colors(text: str) -> tuple[list[Pair], list[str]]:
     if counted:
         phrases = re.findall(r"([^\t]*)\b(hair|eyes)\s*:\d+", text)
     else:
-        # of each, the words before it, up to a comma
-        phrases = re.findall(r"([\w\s-]*?)\b(hair|eyes)\b", text)
+        phrases = []
+        end = 0
+        for match in re.finditer(rf"\b(hair|eyes)\b(?!\s+({ORNAMENTS})\b)", text):
+            # the words before it, up to a comma or the last of these
+            before = re.split(r"[^\w\s-]", text[end : match.start()])[-1]
+            phrases.append((before, match[1]))
+            end = match.end()
 
     pairs = []
     others = []
@@ -372,6 +473,8 @@ def colors_before(words: list[str], known, exact: bool) -> list[str]:
     for word in reversed(words):
         if word in known:
             found.append(word)
+        elif word in NEGATIONS:
+            return []
         elif word not in BETWEEN:
             break
     return found[::-1]
@@ -407,12 +510,12 @@ class Table:
         self.lines.append(line)
 
 
-def read_table(file: str, lines: list[str]) -> Table:
+def read_table(file: str, lines: list[str], images: "Images | None") -> Table:
     """CelebA's and Cartoon Set's tables: a count, names of columns, then rows of 0/1 or -1/1."""
     # the count in the first line is often wrong: it is not used
     columns = lines[1].split()
     # some copies of CelebA have image_id above the names
-    if columns[0].lower() in IMAGE_COLUMNS:
+    if simplified(columns[0]) in IMAGE_COLUMNS:
         columns = columns[1:]
     table = Table()
     for n, line in not_empty(lines[2:]):
@@ -420,7 +523,9 @@ def read_table(file: str, lines: list[str]) -> Table:
         cells = line.rsplit(None, len(columns))
         # a list of attributes to draw has no column for the image
         image = cells.pop(0).strip() if len(cells) > len(columns) else ""
-        if len(cells) != len(columns) or not set(cells) <= {"0", "1", "-1"}:
+        # "0.png 1" is a name only if there is such an image: otherwise, the line has a value too many
+        is_too_long = re.search(r"\s(0|1|-1)$", image) and not (images and images.find(image))
+        if len(cells) != len(columns) or not set(cells) <= {"0", "1", "-1"} or is_too_long:
             refuse_line(file, n + 2, len(columns))
         named = dict(zip(["file_name", *columns], [image, *cells], strict=True))
         table.add(n + 2, {name: (cell,) for name, cell in named.items()})
@@ -443,7 +548,8 @@ def read_csv(file: str, lines: list[str], images: "Images | None") -> Table:
                 refuse_line(file, reader.line_num, len(header) - 1)
             named = dict(zip(header, cells, strict=True))
             # a separator at the end of each line makes a column without a name
-            named.pop("", None)
+            if named.pop("", "") and header[0]:
+                common.fail(f"{file}, line {reader.line_num}: this column has no name in the header; give it one")
             table.add(reader.line_num, {name: (cell,) for name, cell in named.items()})
     except csv.Error as error:
         common.fail(f"{file}, line {reader.line_num}: {error}; close all quotes, and double those inside a caption")
@@ -504,28 +610,34 @@ def refuse_line(file: str, line: int, columns: int):
 def take_images(file: str, table: Table, images: "Images | None", groups: dict[str, list[str]] | None) -> list[str]:
     """The image of each row, from the column that names it: by its own name, or else the first one; "" if none does.
 
-    Columns that may name images are removed from the table, because they say nothing of what an image shows. Ends the
-    process if another column holds the names of other images.
+    The column is removed from the table. Ends the process if another column holds the names of other images.
     """
-    likely = columns_of_images(list(table.columns))
+    likely = [name for name in columns_of_images(list(table.columns)) if name not in (groups or {})]
     if not likely:
         likely = list(table.columns)[:1]
         # a list of attributes to draw need not name images
         if any(group in (groups or {}) for column in likely for group in (column, *groups_of(column))):
             likely = []
 
-    taken = {name: table.columns.pop(name) for name in likely}
     chosen = likely[0] if likely else ""
-    for name, column in taken.items():
+    for name in likely:
         # of id and name, it may be either
-        if images and any(images.find(cell[0]) for cell in column if cell):
+        if images and any(images.find(cell[0]) for cell in table.columns[name] if cell):
             chosen = name
             break
-    found = [cell[0] if cell else "" for cell in taken.get(chosen, [()] * len(table.lines))]
+    cells = table.columns.pop(chosen, [()] * len(table.lines))
+    for line, cell in zip(table.lines, cells, strict=True):
+        if len(cell) > 1:
+            common.fail(f"{file}, line {line}: {chosen} has several values; write a line for each image")
+    found = [cell[0] if cell else "" for cell in cells]
 
+    if groups is not None:
+        # what else may name images is nothing to draw
+        for name in likely:
+            table.columns.pop(name, None)
     # the numbers of the rows may be names of images, too; file_name leaves no doubt
     for name, column in table.columns.items():
-        is_doubtful = images and chosen.lower() != IMAGE_COLUMNS[0] and not is_caption(name)
+        is_doubtful = images and simplified(chosen) != IMAGE_COLUMNS[0] and not is_caption(name)
         if is_doubtful and names_other_images(column, found, images):
             common.fail(
                 f"{file}: the column {name!r} names other images than the column {chosen!r}: rename the right one "
@@ -535,10 +647,14 @@ def take_images(file: str, table: Table, images: "Images | None", groups: dict[s
 
 
 def names_other_images(column: list[tuple[str, ...]], chosen: list[str], images: "Images") -> bool:
-    """Whether a column holds files of the folder, and not those of the rows' images `chosen`, which are no files."""
+    """Whether a column holds files of the folder, and not those of the rows' images `chosen`, which are no files.
+
+    Files whose suffix has changed are found, too: a list of 5.jpg is not one of the numbers beside it.
+    """
     for cell, image in zip(column, chosen, strict=True):
         if len(cell) == 1 and is_file(cell[0]) and not is_file(image):
-            found = images.find(cell[0])
+            name = os.path.basename(cell[0].replace("\\", "/"))
+            found = images.find(cell[0]) or images.find(os.path.splitext(name)[0])
             if found and found != images.find(image):
                 return True
     return False
@@ -565,6 +681,9 @@ def from_columns(file: str, table: Table, images: "Images | None", groups: dict[
 
     `groups`, if there are any, are those of the training, which settle what the columns mean.
     """
+    # Hair in a list of attributes to draw is the group hair of the training
+    spelling = {group.lower(): group for group in groups or {}}
+    table.columns = {spelling.get(name.lower(), name): column for name, column in table.columns.items()}
     image_of = take_images(file, table, images, groups)
     captions = [name for name in table.columns if is_caption(name)]
     meanings = {}
@@ -577,7 +696,7 @@ def from_columns(file: str, table: Table, images: "Images | None", groups: dict[
     meanings |= joined
     if groups is None:
         for name in list(meanings):
-            reason = why_useless(table.columns[name])
+            reason = why_useless(name, table.columns[name])
             if reason and name not in joined:
                 source.notes.append(f"column {name} left out: {reason}")
                 del meanings[name]
@@ -672,7 +791,7 @@ def one_hot_groups(
     return meanings
 
 
-def why_useless(column: list[tuple[str, ...]]) -> str | None:
+def why_useless(name: str, column: list[tuple[str, ...]]) -> str | None:
     """Why a column is no group: all images are alike in it, or nearly every image has a value of its own."""
     counts = collections.Counter(cell for cell in column if cell)
     if not counts:
@@ -680,8 +799,8 @@ def why_useless(column: list[tuple[str, ...]]) -> str | None:
     if len(counts) == 1:
         return f"its only value is {', '.join(min(counts))}"
     alone = list(counts.values()).count(1)
-    # with few rows, a value may well occur once
-    if len(column) >= 20 and alone > len(column) / 2:
+    # with few rows, a value may well occur once, but not in a column such as id
+    if (len(column) >= 20 or columns_of_images([name])) and alone > len(column) / 2:
         return f"it has {len(counts):,} values in {len(column):,} rows; if it is a caption, name it caption"
     return None
 
@@ -748,12 +867,15 @@ class Images:
     def find(self, name: str) -> list[int]:
         """Indices of the images that a name can mean; [] if there is none."""
         name = clean(name).replace("\\", "/").removeprefix("./")
-        spellings = dict.fromkeys([name, without_point(name)])
-        paths = [each.removeprefix(prefix) for each in spellings for prefix in self.prefixes if each.startswith(prefix)]
-        for path in paths:
-            for table in self.tables:
-                if path in table:
-                    return table[path]
+        for spelling in dict.fromkeys([name, without_point(name)]):
+            for prefix in self.prefixes:
+                if not spelling.startswith(prefix):
+                    continue
+                path = spelling.removeprefix(prefix)
+                # what is named with its folder is not looked for in others
+                for table in self.tables[:2] if prefix else self.tables:
+                    if path in table:
+                        return table[path]
         return []
 
 
@@ -804,6 +926,8 @@ def load_labels(args: argparse.Namespace, names: list[str], text: bool = False) 
         if label or not text or vectors is not None:
             found[i] = label
 
+    if not text:
+        drop_single_values(source, found)
     # no row has two images: match() refuses it
     rows_used = sum(len(rows) for rows in rows_of.values())
     describe_labels(args, source, found, len(names), len(source.rows) - rows_used)
@@ -824,6 +948,15 @@ def merged(rows: list[Row], text: bool) -> list:
     for row in rows:
         found += row.captions if text else row.values
     return list(dict.fromkeys(found))
+
+
+def drop_single_values(source: Source, found: dict[int, list[Pair]]):
+    """Remove the groups that have one value in all labels `found`, and say so in source.notes."""
+    single = {group: values[0] for group, values in classes(list(found.values())).items() if len(values) == 1}
+    for group, value in single.items():
+        source.notes.append(f"{group} left out: its only value in these images is {value}")
+    for i, label in found.items():
+        found[i] = [pair for pair in label if pair[0] not in single]
 
 
 def require_captions(source: Source):
@@ -888,9 +1021,11 @@ def describe_labels(args: argparse.Namespace, source: Source, found: dict[int, l
     common.print_line(f"labels: {len(found):,} of {images:,} images, from {source.where}")
     for group, values in groups.items():
         shown = [f"{value} {count:,}" for value, count in values.items()]
-        common.print_line(f"  {group}: {common.some_of(shown)}")
+        without = sum(all(name != group for name, _ in label) for label in found.values())
+        rest = f"; without a value: {without:,}" if without else ""
+        common.print_line(f"  {group}: {common.some_of(shown)}{rest}")
     if captions:
-        common.print_line(f"  captions: {len(captions):,}, such as {captions[0]!r}")
+        common.print_line(f"  captions: {len(captions):,}, such as {textwrap.shorten(captions[0], 100)!r}")
     for note in source.notes:
         common.print_line(f"  {note}")
     if unclear:

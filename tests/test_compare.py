@@ -835,6 +835,9 @@ def test_errors_are_sentences(folder, run_folder, tmp_path, capsys):
         Image.new("RGB", (16, 16)).save(tmp_path / f"few/{i}.png")
     with refused(capsys, 2, "few has 4 images", "at most 4"):
         command(tmp_path, folder, tmp_path / "few")
+    (tmp_path / "few/3.png").unlink()
+    with refused(capsys, 2, "few has 3 images: too few"):
+        command(tmp_path, folder, tmp_path / "few")
     for words, cause in (
         ((folder, "nowhere"), "does not exist"),
         ((folder, run_folder / "last.pt"), "is not a folder"),

@@ -328,6 +328,27 @@ def test_weights_of_something_else_are_refused(tmp_path, pair, capsys):
         m.main(["--weights", "w", "--out", str(tmp_path / "z")])
 
 
+def test_a_folder_of_damaged_images_is_not_translated(pair, tmp_path, capsys):
+    """Catches a success that has written nothing."""
+    run(pair, tmp_path / "run", "--steps", "1")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_text("no image")
+    with refused(capsys, 1, f"--translate {tmp_path}/photos", "none of the 1 image files can be read"):
+        m.main(["--translate", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), "--device", "cpu"])
+
+
+def test_results_do_not_go_beside_images_of_the_user(pair, tmp_path, capsys):
+    """Catches a folder of photographs that becomes one of results, which a later training leaves out."""
+    run(pair, tmp_path / "run", "--steps", "1")
+    shutil.copytree(pair / "trainA", tmp_path / "photos")
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "mine/mine.png")
+    command = ["--translate", str(tmp_path / "photos"), "--checkpoint", str(tmp_path / "run/last.pt")]
+    with refused(capsys, 2, "'mine.png'", "--out"):
+        m.main([*command, "--out", str(tmp_path / "mine"), "--device", "cpu"])
+    assert os.listdir(tmp_path / "mine") == ["mine.png"]
+
+
 def test_translation(pair, tmp_path, capsys):
     """Catches lost names, folders, sizes or formats, the live G, the wrong way, and results that overwrite the originals."""
     out, photos = tmp_path / "run", tmp_path / "photos"
@@ -590,7 +611,7 @@ def test_sampling_and_what_is_refused(pair, tmp_path, capsys):
     with refused(capsys, 2, "--width", "last.pt"):
         m.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "9", "--width", "5"])
     shutil.copytree(pair / "trainA", tmp_path / "half/trainA")
-    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "half", "trainA and trainB")):
+    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "half", "no trainB, but trainA")):
         with refused(capsys, 2, str(path), reason):
             run(path, tmp_path / "new", "--steps", "1")
     with refused(capsys, 2, "--steps 9", "--decay"):

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import time
 import unicodedata
 
 import numpy as np
@@ -109,6 +110,11 @@ FORMATS = {
     "id and name": ("id,name,hair\n0,first,aqua\n1,second,blue\n", [("hair", "aqua")]),
     "commas without spaces": ("0,1girl,aqua hair,red eyes;smile\n1,blue hair\n", HAIR_EYES),
     "underscores": ("0,aqua_hair red_eyes\n1,blue_hair\n", HAIR_EYES),
+    "hair of something": ("0,red hair ribbon, aqua hair tied back, red eyes\n1,no blue hair\n", HAIR_EYES),
+    "no hair of a color": ("0,no aqua hair, without red eyes\n1,blue hair\n", ["no aqua hair, without red eyes"]),
+    "a header of two words": ("File Name,Black Hair,Smile\n0.png,0,1\n1.png,1,0\n", [("Black Hair", "no"), ("Smile", "yes")]),
+    "an id that is a class": ("Image,Id,Camera\n0.png,w1,a\n1.png,w1,b\n2.png,w2,a\n", [("Id", "w1"), ("Camera", "a")]),
+    "ImageID beside an index": (",ImageID,label\n1,0,cat\n0,1,dog\n", [("label", "cat")]),
     "no color in the first row": ("0,smile\n1,aqua hair red eyes\n", ["smile"]),
     "an empty first row": ("0,\n1,aqua hair red eyes\n", [""]),
     "a column that says nothing": ("image,hair,eyes,source\n0.png,aqua,red,web\n1.png,blue,green,web\n", HAIR_EYES),
@@ -210,6 +216,16 @@ BROKEN = {
     ",where,hair\n0,1.png,aqua\n1,0.png,blue\n": "the column 'where' names other images than the column 'id'",
     "id,where,hair\n7,1.png,aqua\n8,0.png,blue\n": "rename the right one to file_name",
     "image,hair,hair\n0.png,red,blue\n": "two columns",
+    "id,filename,label\n0,1.jpg,cat\n1,0.jpg,dog\n": "the column 'filename' names other images than the column 'id'",
+    '{"id": 0, "file_name": "1.jpg"}\n{"id": 1, "file_name": "0.jpg"}\n': "the column 'file_name' names other",
+    ",image,label\n0,/old/1.png,cat\n1,/old/0.png,dog\n": "the column 'image' names other images than the column 'id'",
+    "index,photo,label\n0,C:\\1.jpg,cat\n1,C:\\0.jpg,dog\n": "rename the right one to file_name",
+    "frame,black hair,smile\n0.png,0,1\n1.png,1,1\n": "rename 'frame' to file_name",
+    "2\nBald Young\n0.png 1 0\n1.png 0 1 0\n": "line 4",
+    "image,class,\n0.png,cat,red\n": "line 2: this column has no name",
+    '{"image": ["0.png", "1.png"], "hair": "red"}\n{"image": "2.png"}\n': "line 1: image has several values",
+    '[{"file_name": "0.png", "text": "a"}]\n': "JSON lines",
+    '{"0.png": "a cat", "1.png": "a dog"}\n': "JSON lines",
 }
 
 
@@ -244,7 +260,8 @@ def test_unknown_colors_are_said(tmp_path, capsys):
     """Catches violet hair that vanishes among ignored tags, at its count; what stands beside a known color is no loss."""
     found = source(tmp_path, "0,violet hair red eyes\n1,violet hair\n2,long blue hair golden eyes\n")
     assert found.unknown == {"violet hair": 2, "golden eyes": 1}
-    assert "violet hair 2, golden eyes 1" in found.notes[0]
+    assert "violet hair 2, golden eyes 1" in found.notes[0] and "image,hair,eyes" in found.notes[0]
+    assert not source(tmp_path, "0,red hair eyes closed\n1,blue hair\n").unknown  # no "hair eyes"
     counted = source(tmp_path, "0,violet hair:3\tred eyes:9\t\n1,long hair:4\taqua hair:3\t\n")
     assert counted.unknown == {"violet hair": 1}
 
@@ -311,6 +328,7 @@ MATCHES = {  # rows, names of images -> {image: class}
     "backslashes": ("a\\0.png,red\nb\\0.png,blue", ["a/0.png", "b/0.png"], {"a/0.png": "red", "b/0.png": "blue"}),
     "./ in front": ("./0.png,red\n./a/1.png,blue", ["0.png", "a/1.png"], {"0.png": "red", "a/1.png": "blue"}),
     "the folder in front": ("{last}/0.png,red\n{path}/1.png,blue", ["0.png", "1.png"], {"0.png": "red", "1.png": "blue"}),
+    "a folder in front that has no such image": ("{last}/0.png,red\n{path}/1.png,blue\n{path}/a/2.png,aqua", ["a/0.png", "1.png", "a/2.png"], {"1.png": "blue", "a/2.png": "aqua"}),
     "through a link": ("{link}/0.png,red\n1.png,blue", ["0.png", "1.png"], {"0.png": "red", "1.png": "blue"}),
     "another folder in front": ("0.png,red\n1.png,blue\nother/2.png,aqua", ["0.png", "1.png", "2.png"], {"0.png": "red", "1.png": "blue"}),
     "accents in two ways": (unicodedata.normalize("NFC", "é.png,red\nñ.png,blue"), [unicodedata.normalize("NFD", name) for name in ("é.png", "ñ.png")], {unicodedata.normalize("NFD", "é.png"): "red", unicodedata.normalize("NFD", "ñ.png"): "blue"}),
@@ -411,26 +429,89 @@ def test_folders_are_classes(tmp_path, capsys):
         and "class: cat 2, dog 1" in message
         and "1 images without a label" in message
     )
-    write(tmp_path, {"later.csv": "image,class\ntop.png,bird\nother.png,fish\n"})
+    write(tmp_path, {"later.csv": "image,class\ntop.png,bird\ndog/1.png,fish\n"})
     assert len(labels.load_labels(a, names)[0]) == 3  # as at the start of a run that is resumed
-    assert labels.load_labels(args(tmp_path, batch=1), names)[1] == [[("class", "bird")]]  # a file comes first
+    assert labels.load_labels(args(tmp_path, batch=1), names)[1] == [
+        [("class", "fish")],
+        [("class", "bird")],
+    ]  # a file is first
     assert labels.load_labels(args(tmp_path, labels=str(tmp_path)), names)[1] == found  # unless folders are asked for
     assert labels.load_labels(args(tmp_path, labels=str(tmp_path)), names, text=True)[1] == [["cat"], ["cat"], ["dog"]]
     write(tmp_path, {"none/x": ""})
     with refused(capsys, 2, "no label file", "sub-folders"):
         labels.load_labels(args(tmp_path / "none"), ["cat/1.png", "cat/2.png"])
-    for folder in ("x/train/cat", "x/train/dog", "x/val/cat", "x/val/dog"):
-        write(tmp_path, {f"{folder}/x": ""})
-    with refused(capsys, 2, "train, val all hold cat, dog", "x/train"):
-        labels.load_labels(
-            args(tmp_path / "x"), ["train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png"]
-        )
+    (tmp_path / "x").mkdir()
+    with refused(capsys, 2, "a, b all hold cat, dog", "x/a"):
+        labels.load_labels(args(tmp_path / "x"), ["a/cat/1.png", "a/dog/1.png", "b/cat/2.png", "b/dog/3.png"])
     with refused(capsys, 2, "should it be --path", "x/train"):
         labels.load_labels(args(tmp_path / "x"), ["train/cat/1.png", "train/dog/1.png"])
     accents = [unicodedata.normalize("NFD", "é/1.png"), "e/b\\c.png", "\udcff.png", "e/\udcfe.png"]
     assert labels.load_labels(args(tmp_path / "x"), accents)[0].tolist() == [0, 1, 3]
     with refused(capsys, 2, str(tmp_path), "--labels", "not that of --path"):
         labels.load_labels(args(tmp_path / "none", labels=str(tmp_path)), names)
+
+
+@pytest.mark.parametrize("names", [["train/cat/1.png", "val/dog/1.png"], ["train/0.png", "Test1/1.png", "cat/2.png"]])
+def test_parts_of_a_data_set_are_no_classes(tmp_path, capsys, names):
+    """Catches a classifier that learns train from test."""
+    with refused(capsys, 2, "look like parts", f"--path {tmp_path}/train", f"--labels {tmp_path}"):
+        labels.load_labels(args(tmp_path), names)
+    found = labels.load_labels(args(tmp_path, labels=str(tmp_path)), names)[1]  # somebody insists
+    assert [value for ((_, value),) in found] == [name.split("/")[0] for name in names]
+    labels.load_labels(args(tmp_path), ["test/0.png", "testimony/1.png"])
+
+
+def test_files_that_are_not_read_are_no_silence(tmp_path, capsys):
+    """Catches folders taken for classes although labels lie deeper, beside each image, or in another kind of JSON."""
+    names = ["cat/0.png", "dog/1.png"]
+    write(tmp_path, {"a/cat/metadata.csv": "file_name,text\n0.png,a cat\n", "a/dog/notes.txt": "x\n"})
+    with refused(capsys, 2, "a/cat/metadata.csv names images", f"--path {tmp_path}/a/cat", f"--labels {tmp_path}/a"):
+        labels.load_labels(args(tmp_path / "a"), names, text=True)
+    write(tmp_path, {"b/cat/0.txt": "1girl, red hair", "c/0.txt": "1girl, red hair"})
+    for folder, images in (("b", names), ("c", NAMES)):
+        with refused(capsys, 2, "texts beside the images", "0.txt", "image,caption"):
+            labels.load_labels(args(tmp_path / folder), images, text=True)
+    write(tmp_path, {"d/captions.json": '{"cat/0.png": "a cat"}'})
+    for folder in "abd":
+        found = labels.load_labels(
+            args(tmp_path / folder, labels=None if folder == "d" else str(tmp_path / folder)), names
+        )
+        assert found[1] == [[("class", "cat")], [("class", "dog")]]
+    assert "not looked into: captions.json" in capsys.readouterr().err
+
+
+def test_a_file_whose_first_images_are_missing(tmp_path):
+    """Catches CelebA's table beside its last images: its beginning names none of them."""
+    rows = "".join(f"{i:06}.jpg -1 1\n" for i in range(10_000))
+    write(tmp_path, {"images/x": "", "list.txt": f"10000\nBald Young\n{rows}0.png 1 -1\n"})
+    assert labels.find_file(args(tmp_path / "images"), IMAGES) == str(tmp_path / "list.txt")
+    write(tmp_path, {"list.txt": "image,class\r" + "old.png,cat\r" * 9000 + "0.png,dog\r"})  # line breaks of old Macs
+    assert labels.find_file(args(tmp_path / "images"), IMAGES) == str(tmp_path / "list.txt")
+
+
+def test_one_value_in_these_images_is_no_group(tmp_path, capsys):
+    """Catches a class that has nothing to tell apart: the file has two, the folder one; tags are not looked at before."""
+    write(tmp_path, {"x.csv": "image,class,hat\n0.png,cat,yes\n1.png,cat,no\nother.png,dog,no\n"})
+    found = labels.load_labels(args(tmp_path), NAMES)[1]
+    assert found == [[("hat", "yes")], [("hat", "no")]]
+    assert "class left out: its only value in these images is cat" in capsys.readouterr().err
+    write(tmp_path, {"x.csv": "image,class,hat\n0.png,cat,yes\n1.png,,no\nother.png,dog,no\n2.png,dog,no\n"})
+    labels.load_labels(args(tmp_path), ["0.png", "1.png", "2.png"])
+    assert "class: cat 1, dog 1; without a value: 1\n" in capsys.readouterr().err
+
+
+def test_names_of_a_table_that_end_in_a_number(tmp_path):
+    """Catches "a 1" taken for a and a value too many."""
+    found, _ = rows_of(tmp_path, "2\nBald Young\na 1 0 1\nb 1 1 0\n", ["a 1.png", "b 1.png"])
+    assert found == {"a 1.png": "no", "b 1.png": "yes"}
+
+
+def test_long_lines_are_read_at_once():
+    """Catches minutes of silence: a line of 20,000 numbers took 53 s, and 10,000 characters without a comma 2 s."""
+    start = time.perf_counter()
+    assert labels.label_format([",".join(str(i) for i in range(20_000))]) == ""
+    assert labels.tags("smile and " * 5_000 + "red hair") == [("hair", "red")]
+    assert time.perf_counter() - start < 1
 
 
 def test_a_label_file_that_is_gone(tmp_path, capsys):

@@ -134,6 +134,8 @@ ASKED = {  # the list of --sample-labels, for acgan.py on "tags" -> the rows tha
     "more words": ("1,long Red hair, big blue eyes\n2,a face with black hair\n", [("blue", "red"), ("", "black")]),
     "a table": ("hair,eyes\nred,blue\nblack,\n", [("blue", "red"), ("", "black")]),
     "a table with names": ("file,hair,eyes\n1,red,blue\n2,black,\n", [("blue", "red"), ("", "black")]),
+    "other capitals": ("Hair,EYES,name\nred,blue,a\nblack,,b\n", [("blue", "red"), ("", "black")]),
+    "two colors": ("1,red hair and black hair\n", ("two values",)),
     "JSON": ('{"hair": "red", "eyes": "blue"}\n{"hair": "black"}\n', [("blue", "red"), ("", "black")]),
     "an unknown color": ("1,violet hair red eyes\n", ("violet hair",)),
     "a color that is no color": ("1,long hair blue eyes\n", ("long hair",)),
@@ -162,8 +164,10 @@ def test_sample_labels(case, tmp_path, capsys, tags_run):
         with refused(capsys, 2, *expected):
             module("acgan").main(command)
         return
+    capsys.readouterr()
     module("acgan").main(command)
     assert [(row["eyes"], row["hair"]) for row in rows(tags_run)] == expected
+    assert "1 rows say nothing of eyes, row 2 first" in capsys.readouterr().err  # as after a typo
 
 
 @pytest.fixture(scope="module")
