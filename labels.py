@@ -955,8 +955,9 @@ def drop_single_values(source: Source, found: dict[int, list[Pair]]):
     single = {group: values[0] for group, values in classes(list(found.values())).items() if len(values) == 1}
     for group, value in single.items():
         source.notes.append(f"{group} left out: its only value in these images is {value}")
-    for i, label in found.items():
-        found[i] = [pair for pair in label if pair[0] not in single]
+    if single:
+        for i, label in found.items():
+            found[i] = [pair for pair in label if pair[0] not in single]
 
 
 def require_captions(source: Source):
@@ -996,6 +997,7 @@ def require_values(source: Source, script: str):
 def describe_labels(args: argparse.Namespace, source: Source, found: dict[int, list], images: int, rows: int):
     """Print what the labels `found` are, and put it into args.found; `rows` of the source name no image."""
     pairs = collections.Counter()
+    having = collections.Counter()  # for each group, the images with a value of it
     captions = []
     unclear = 0
     for label in found.values():
@@ -1004,6 +1006,7 @@ def describe_labels(args: argparse.Namespace, source: Source, found: dict[int, l
         else:
             pairs.update(label)
             # of two values of a group, a dictionary keeps one
+            having.update(dict(label).keys())
             unclear += len(dict(label)) < len(label)
     groups = {}
     for group, value in sorted(pairs):
@@ -1021,7 +1024,7 @@ def describe_labels(args: argparse.Namespace, source: Source, found: dict[int, l
     common.print_line(f"labels: {len(found):,} of {images:,} images, from {source.where}")
     for group, values in groups.items():
         shown = [f"{value} {count:,}" for value, count in values.items()]
-        without = sum(all(name != group for name, _ in label) for label in found.values())
+        without = len(found) - having[group]
         rest = f"; without a value: {without:,}" if without else ""
         common.print_line(f"  {group}: {common.some_of(shown)}{rest}")
     if captions:
