@@ -249,7 +249,9 @@ def choose_images(real: np.ndarray, real_names: list[str], args) -> tuple[np.nda
 
 def refuse_count(found: str, most: int, why: str = ""):
     """End the process at a --count of more than `most`."""
-    common.fail(f"{found}: --count can be at most {most}{why}" if most >= 4 else f"{found}: too few to be scored{why}")
+    if most < 4:
+        common.fail(f"{found}: too few to be scored{why}")
+    common.fail(f"{found}: --count can be at most {most}{why}")
 
 
 def blocks(images: np.ndarray, indices: np.ndarray):

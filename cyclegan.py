@@ -551,7 +551,7 @@ def domain(args, side: str, rank: int, world: int) -> tuple[common.Batches, Tens
         for name in ("trainA", "trainB"):  # both, before the images of A are decoded
             if not os.path.isdir(f"{args.path}/{name}"):
                 there = common.some_of(sorted(os.listdir(args.path)), 5) or "nothing"
-                common.fail(f"--path {args.path} must hold two folders, trainA and trainB: no {name}, but {there}")
+                common.fail(f"--path {args.path} must hold trainA and trainB: it has no {name}, only {there}")
         mine.path = f"{args.path}/train{side}"
 
     images, names = common.load_images(mine)

@@ -180,6 +180,7 @@ def refuse_other_files(path: str, names: list[str], images: "Images"):
                     f"--path {path}: {file} names images, but only label files inside or next to --path are found: "
                     f"use --path {file.parent}, or name a file with --labels ({insist})"
                 )
+    # if each image has one, so have the first
     for name in names[:100]:
         text = os.path.join(path, os.path.splitext(name)[0] + ".txt")
         if os.path.isfile(text):
@@ -317,8 +318,8 @@ def label_format(lines: list[str]) -> str:
     tag = re.compile(r"\w[\s_]+(hair|eyes)\b|:\d+(\t|$)", re.IGNORECASE)
     # the first image may have no such tag
     for line in lines[:100]:
-        image, *tags = re.split(TAG_SEPARATOR, line, maxsplit=1)
-        if image and tags and tag.search(tags[0]):
+        image, *rest = re.split(TAG_SEPARATOR, line, maxsplit=1)
+        if image and rest and tag.search(rest[0]):
             return "tags"
     return ""
 

@@ -611,7 +611,7 @@ def test_sampling_and_what_is_refused(pair, tmp_path, capsys):
     with refused(capsys, 2, "--width", "last.pt"):
         m.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "9", "--width", "5"])
     shutil.copytree(pair / "trainA", tmp_path / "half/trainA")
-    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "half", "no trainB, but trainA")):
+    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "half", "no trainB, only trainA")):
         with refused(capsys, 2, str(path), reason):
             run(path, tmp_path / "new", "--steps", "1")
     with refused(capsys, 2, "--steps 9", "--decay"):
