@@ -180,7 +180,7 @@ def refuse_other_files(path: str, names: list[str], images: "Images"):
                     f"--path {path}: {file} names images, but only label files inside or next to --path are found: "
                     f"use --path {file.parent}, or name a file with --labels ({insist})"
                 )
-    # if each image has one, so have the first
+    # if every image has such a file, so do the first ones
     for name in names[:100]:
         text = os.path.join(path, os.path.splitext(name)[0] + ".txt")
         if os.path.isfile(text):
